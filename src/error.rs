@@ -38,6 +38,10 @@ pub enum Error {
     #[error("{}: reading {len} bytes at offset {offset} failed: {source}", path.display())]
     Read { path: PathBuf, offset: u64, len: u64, source: std::io::Error },
 
+    /// The caller asked to stop.
+    #[error("interrupted")]
+    Interrupted,
+
     /// The memory budget is too small; the message names the smallest that would do.
     #[error("{0}")]
     Budget(String),

@@ -1,62 +1,29 @@
 //! A checkpoint: files on disk, and in them tensors as byte ranges with a dtype. Only headers are ever read here;
 //! the data is streamed later by whoever holds the ranges.
+//!
+//! [`Checkpoint::open`] takes what the Hub hands out, as it lies on disk: a directory with `model.safetensors`, or with
+//! shards and a `model.safetensors.index.json`, or one `.safetensors` file. Symbolic links (the Hub's cache is made of
+//! them) are followed, and never shown: every error names the path that the caller knows.
 
-use std::fmt;
+mod dtype;
+mod index;
+mod locate;
+mod safetensors;
+mod side;
+mod words;
 
-/// How the numbers of a tensor are stored. The names are those of the safetensors format.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Dtype {
-    Bool,
-    U8,
-    I8,
-    F8E4M3,
-    F8E5M2,
-    I16,
-    U16,
-    F16,
-    Bf16,
-    I32,
-    U32,
-    F32,
-    I64,
-    U64,
-    F64,
-}
+use std::path::{Path, PathBuf};
 
-impl Dtype {
-    /// Bytes per element.
-    pub fn size(self) -> usize {
-        match self {
-            Dtype::Bool | Dtype::U8 | Dtype::I8 | Dtype::F8E4M3 | Dtype::F8E5M2 => 1,
-            Dtype::I16 | Dtype::U16 | Dtype::F16 | Dtype::Bf16 => 2,
-            Dtype::I32 | Dtype::U32 | Dtype::F32 => 4,
-            Dtype::I64 | Dtype::U64 | Dtype::F64 => 8,
-        }
-    }
-}
+pub use dtype::Dtype;
+#[doc(hidden)]
+pub use index::parse_index;
+#[doc(hidden)]
+pub use safetensors::parse_header;
+pub use side::read_json;
 
-impl fmt::Display for Dtype {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Dtype::Bool => "BOOL",
-            Dtype::U8 => "U8",
-            Dtype::I8 => "I8",
-            Dtype::F8E4M3 => "F8_E4M3",
-            Dtype::F8E5M2 => "F8_E5M2",
-            Dtype::I16 => "I16",
-            Dtype::U16 => "U16",
-            Dtype::F16 => "F16",
-            Dtype::Bf16 => "BF16",
-            Dtype::I32 => "I32",
-            Dtype::U32 => "U32",
-            Dtype::F32 => "F32",
-            Dtype::I64 => "I64",
-            Dtype::U64 => "U64",
-            Dtype::F64 => "F64",
-        })
-    }
-}
+use crate::error::Result;
+use locate::Layout;
+use words::{first_repeated, nearest, order_by_name, tensor_error};
 
 /// Index of a file in [`Checkpoint::files`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -80,4 +47,148 @@ pub struct Tensor {
     pub dtype: Dtype,
     pub shape: Vec<usize>,
     pub span: Span,
+}
+
+/// One file of a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckpointFile {
+    /// As the caller knows it: links are not resolved.
+    pub path: PathBuf,
+    /// Bytes in the file, header included.
+    pub len: u64,
+}
+
+/// An opened checkpoint: the list of its files and of its tensors. Holds no file open and no data.
+#[derive(Clone, Debug)]
+pub struct Checkpoint {
+    dir: PathBuf,
+    /// What says which tensors there are: the index, or the only file.
+    listing: PathBuf,
+    files: Vec<CheckpointFile>,
+    /// By file, then offset.
+    tensors: Vec<Tensor>,
+    /// Indices into `tensors`, sorted by name.
+    by_name: Vec<u32>,
+}
+
+impl Checkpoint {
+    /// Opens a model directory, or a single `.safetensors` file, reading nothing but headers.
+    ///
+    /// A directory's `model.safetensors.index.json` is preferred to its `model.safetensors`. A tensor that a shard
+    /// holds and the index does not name is kept: it has one place, so nothing about it is in doubt.
+    ///
+    /// # Errors
+    ///
+    /// [`crate::Error::Io`] when a file cannot be read; [`crate::Error::Checkpoint`] and [`crate::Error::Tensor`] when there is no
+    /// checkpoint of a supported form, a shard is missing or truncated, or anything in an index or a header is
+    /// malformed or contradicts the files (see [`parse_header`] for what is checked).
+    pub fn open(path: &Path) -> Result<Checkpoint> {
+        match locate::locate(path)? {
+            Layout::Single { dir, file } => {
+                let (len, tensors) = safetensors::read(&file, FileId(0))?;
+                let files = vec![CheckpointFile { path: file.clone(), len }];
+                Checkpoint::assemble(dir, file, files, tensors)
+            }
+            Layout::Sharded { dir, index } => Checkpoint::open_sharded(dir, index),
+        }
+    }
+
+    fn open_sharded(dir: PathBuf, index_path: PathBuf) -> Result<Checkpoint> {
+        let index = index::read(&index_path)?;
+        index.require_shards(&index_path, &dir)?;
+        let mut files = Vec::with_capacity(index.shards.len());
+        let mut tensors = Vec::with_capacity(index.weights.len());
+        for (shard, id) in index.shards.iter().zip(0..) {
+            let path = dir.join(shard);
+            let (len, found) = safetensors::read(&path, FileId(id))?;
+            files.push(CheckpointFile { path, len });
+            tensors.extend(found);
+        }
+        let checkpoint = Checkpoint::assemble(dir, index_path, files, tensors)?;
+        for (name, shard) in &index.weights {
+            checkpoint.check_place(name, *shard)?;
+        }
+        Ok(checkpoint)
+    }
+
+    /// `tensors` come by file, then offset, and no name twice in one file.
+    fn assemble(
+        dir: PathBuf,
+        listing: PathBuf,
+        files: Vec<CheckpointFile>,
+        tensors: Vec<Tensor>,
+    ) -> Result<Checkpoint> {
+        let by_name = order_by_name(&tensors);
+        if let Some((a, b)) = first_repeated(&tensors, &by_name) {
+            let file = |t: &Tensor| &files[t.span.file.0 as usize].path;
+            let problem = format!("is also in {}: which of the two is meant cannot be known", file(a).display());
+            return Err(tensor_error(file(b), &b.name, problem));
+        }
+        Ok(Checkpoint { dir, listing, files, tensors, by_name })
+    }
+
+    /// The index says that `name` is in the shard `said`; refuses anything else.
+    fn check_place(&self, name: &str, said: u32) -> Result<()> {
+        let shard = |id: u32| self.files[id as usize].path.file_name().unwrap_or_default().display();
+        let problem = match self.get(name) {
+            Some(t) if t.span.file.0 == said => return Ok(()),
+            Some(t) => format!("the index says that it is in {}, but it is in {}", shard(said), shard(t.span.file.0)),
+            None => format!("the index says that it is in {}, which does not hold it", shard(said)),
+        };
+        Err(tensor_error(&self.listing, name, problem))
+    }
+
+    /// The directory in which `config.json` and the tokenizer are to be found.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The files that hold tensors, in the order of [`FileId`].
+    pub fn files(&self) -> &[CheckpointFile] {
+        &self.files
+    }
+
+    /// The path of one file, for opening it and for errors about it.
+    ///
+    /// # Panics
+    ///
+    /// If `id` is of another checkpoint with more files.
+    pub fn file_path(&self, id: FileId) -> &Path {
+        &self.files[id.0 as usize].path
+    }
+
+    /// All tensors, in the order in which they lie on disk: by file, then offset.
+    pub fn tensors(&self) -> impl ExactSizeIterator<Item = &Tensor> {
+        self.tensors.iter()
+    }
+
+    /// Bytes of all tensors together, without headers.
+    pub fn bytes(&self) -> u64 {
+        self.tensors.iter().fold(0, |sum, t| sum.saturating_add(t.span.len))
+    }
+
+    /// The tensor of that name, if there is one.
+    pub fn get(&self, name: &str) -> Option<&Tensor> {
+        let found = self.by_name.binary_search_by(|&i| self.tensors[i as usize].name.as_str().cmp(name));
+        found.ok().map(|i| &self.tensors[self.by_name[i] as usize])
+    }
+
+    /// The tensor of that name, or an error that says where it was sought and which names come near.
+    pub fn require(&self, name: &str) -> Result<&Tensor> {
+        self.get(name).ok_or_else(|| {
+            let mut problem = format!("is missing; there are {} tensors in {}", self.tensors.len(), self.places());
+            let near = nearest(name, self.tensors.iter().map(|t| t.name.as_str()));
+            if !near.is_empty() {
+                problem += &format!(", the nearest: {}", near.join(", "));
+            }
+            tensor_error(&self.listing, name, problem)
+        })
+    }
+
+    fn places(&self) -> String {
+        match self.files.len() {
+            1 => "this file".into(),
+            n => format!("its {n} shards"),
+        }
+    }
 }

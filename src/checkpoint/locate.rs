@@ -1,0 +1,98 @@
+//! Finding the checkpoint in what the caller names: a model directory or a file. When there is none, the error says
+//! what was looked for and what is there instead.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::words::{checkpoint_error, excerpt};
+use crate::error::{Error, Result};
+
+const INDEX: &str = "model.safetensors.index.json";
+const SINGLE: &str = "model.safetensors";
+
+/// Where the list of tensors is.
+#[derive(Debug)]
+pub(super) enum Layout {
+    Single { dir: PathBuf, file: PathBuf },
+    Sharded { dir: PathBuf, index: PathBuf },
+}
+
+pub(super) fn locate(path: &Path) -> Result<Layout> {
+    let metadata = fs::metadata(path).map_err(Error::io(path, "open"))?;
+    if !metadata.is_dir() {
+        return locate_file(path);
+    }
+    let dir = path.to_path_buf();
+    // A link to nothing counts as being there: opening it says that the download is incomplete.
+    let there = |name: &str| Some(path.join(name)).filter(|file| file.symlink_metadata().is_ok());
+    match (there(INDEX), there(SINGLE)) {
+        (Some(index), _) => Ok(Layout::Sharded { dir, index }),
+        (None, Some(file)) => Ok(Layout::Single { dir, file }),
+        (None, None) => Err(checkpoint_error(path, describe(path)?)),
+    }
+}
+
+fn locate_file(path: &Path) -> Result<Layout> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    if let Some(form) = unsupported_form(&name) {
+        return Err(checkpoint_error(path, format!("checkpoints in {form} form are not supported yet")));
+    }
+    if name.ends_with(".json") {
+        return Err(checkpoint_error(path, "is not a checkpoint: give the directory that it is in"));
+    }
+    let dir = match path.parent() {
+        Some(parent) if parent != Path::new("") => parent.to_path_buf(),
+        _ => PathBuf::from("."),
+    };
+    Ok(Layout::Single { dir, file: path.to_path_buf() })
+}
+
+/// The name of the form that a weight file has, when it is one that cannot be read.
+fn unsupported_form(name: &str) -> Option<&'static str> {
+    let extension = Path::new(name).extension()?.to_str()?;
+    match extension {
+        "bin" | "pt" | "pth" | "ckpt" => Some("PyTorch (.bin, .pt, .pth)"),
+        "gguf" | "ggml" => Some("GGUF"),
+        "h5" => Some("TensorFlow (.h5)"),
+        "msgpack" => Some("Flax (.msgpack)"),
+        "onnx" => Some("ONNX"),
+        "npz" => Some("NumPy (.npz)"),
+        _ => None,
+    }
+}
+
+/// What is wrong with a directory that holds neither an index nor a single file.
+fn describe(dir: &Path) -> Result<String> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(dir).map_err(Error::io(dir, "list"))? {
+        names.push(entry.map_err(Error::io(dir, "list"))?.file_name().to_string_lossy().into_owned());
+    }
+    names.sort();
+    let searched = format!("neither {INDEX} nor {SINGLE} is here");
+    let safetensors: Vec<&str> = names.iter().map(String::as_str).filter(|n| n.ends_with(".safetensors")).collect();
+    let foreign = names.iter().find_map(|name| Some((unsupported_form(name)?, name)));
+    Ok(if names.iter().any(|n| n == "snapshots") {
+        format!(
+            "{searched}: this is a model's folder in the Hub's cache, give one of the directories in its snapshots/"
+        )
+    } else if !safetensors.is_empty() {
+        let found = some_of(&safetensors);
+        format!("{searched}, only {found}: download the index, or give the path of the one file to be opened")
+    } else if let Some((form, name)) = foreign {
+        format!("{searched}, only {}: checkpoints in {form} form are not supported yet", excerpt(name))
+    } else if names.is_empty() {
+        format!("{searched}: the directory is empty")
+    } else {
+        format!("{searched}; found {}", some_of(&names.iter().map(String::as_str).collect::<Vec<_>>()))
+    })
+}
+
+/// The first few of a list, and how many more there are.
+pub(super) fn some_of(names: &[&str]) -> String {
+    const SHOWN: usize = 4;
+    let mut text = names.iter().take(SHOWN).map(|n| excerpt(n)).collect::<Vec<_>>().join(", ");
+    if names.len() > SHOWN {
+        text += &format!(" and {} more", names.len() - SHOWN);
+    }
+    text
+}
