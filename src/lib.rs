@@ -5,5 +5,7 @@
 pub mod checkpoint;
 #[allow(dead_code, unused_imports)] // until the parts are joined
 pub mod error;
+#[allow(dead_code, unused_imports)] // until the parts are joined
+pub mod text;
 
 pub use error::{Error, Result};
