@@ -4,7 +4,11 @@
 #[allow(dead_code, unused_imports)] // until the parts are joined
 pub mod checkpoint;
 #[allow(dead_code, unused_imports)] // until the parts are joined
+pub mod disk;
+#[allow(dead_code, unused_imports)] // until the parts are joined
 pub mod error;
+#[allow(dead_code, unused_imports)] // until the parts are joined
+pub mod stream;
 #[allow(dead_code, unused_imports)] // until the parts are joined
 pub mod text;
 

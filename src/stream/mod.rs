@@ -1,0 +1,94 @@
+//! Streaming: weights flow from drives through a fixed ring of memory to whoever multiplies with them, in the same order
+//! pass after pass.
+//!
+//! A [`Conveyor`] reads ahead of its consumer as far as the ring has room, across the end of a pass into the next, so that
+//! the drives never wait for arithmetic. Some tiles may be resident: read by the first pass that meets them, kept for ever.
+
+mod conveyor;
+mod ring;
+mod schedule;
+mod worker;
+
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use crate::checkpoint::Span;
+use crate::disk::ReaderKind;
+use crate::disk::align::enclose;
+use crate::disk::memory::HUGE_PAGE;
+
+pub use conveyor::{Conveyor, Tile};
+
+/// A tile to be streamed: a run of bytes of one weight matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TileRead {
+    pub span: Span,
+    /// Whether the tile stays in memory after its first read.
+    pub resident: bool,
+}
+
+/// What a [`Conveyor`] has done so far, and with what.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct StreamStats {
+    /// Bytes that the drives delivered.
+    pub bytes_read: u64,
+    /// Reads that the drives completed.
+    pub reads: u64,
+    /// How long the consumer has waited for bytes.
+    pub consumer_wait: Duration,
+    /// How long readers had nothing in flight because the ring was full, summed over threads.
+    pub reader_wait: Duration,
+    /// Bytes of the ring.
+    pub ring_bytes: usize,
+    /// Bytes of the ring that really lie on 2 MiB pages.
+    pub huge_bytes: usize,
+    /// Bytes reserved for resident tiles.
+    pub resident_bytes: usize,
+    /// The most bytes of one disk read.
+    pub chunk_bytes: usize,
+    /// The original, then the replicas.
+    pub drives: Vec<DriveStats>,
+}
+
+/// What one drive has done so far, and how.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct DriveStats {
+    /// The reader that really runs.
+    pub reader: ReaderKind,
+    /// Reads in flight.
+    pub depth: usize,
+    /// Whether the ring is registered with the kernel (`io_uring` only).
+    pub registered: bool,
+    /// Bytes that this drive delivered.
+    pub bytes_read: u64,
+}
+
+/// The smallest ring, in bytes, through which `tiles` can be streamed: the largest tile that is not resident, as it is
+/// read (see [`resident_bytes`] for `align`). More is needed for reading ahead.
+pub fn ring_floor(tiles: &[TileRead], align: usize) -> usize {
+    streamed(tiles, align).max().unwrap_or(0)
+}
+
+/// Exactly the bytes that a [`Conveyor`] allocates for `tiles` and a ring of `ring_bytes`, where direct reads are aligned
+/// to `align` bytes (4096 nearly everywhere). No ring is made larger than all that has to pass through it.
+pub fn resident_bytes(tiles: &[TileRead], ring_bytes: usize, align: usize) -> usize {
+    ring_len(tiles, ring_bytes, align) + arena_len(tiles, align)
+}
+
+fn ring_len(tiles: &[TileRead], ring_bytes: usize, align: usize) -> usize {
+    ring_bytes.min(streamed(tiles, align).sum()).next_multiple_of(HUGE_PAGE)
+}
+
+fn arena_len(tiles: &[TileRead], align: usize) -> usize {
+    let resident = tiles.iter().filter(|tile| tile.resident);
+    resident.map(|tile| enclose(tile.span, align).len).sum::<usize>().next_multiple_of(HUGE_PAGE)
+}
+
+/// The lengths, as read, of the tiles that pass through the ring.
+fn streamed(tiles: &[TileRead], align: usize) -> impl Iterator<Item = usize> {
+    tiles.iter().filter(|tile| !tile.resident).map(move |tile| enclose(tile.span, align).len)
+}
