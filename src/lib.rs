@@ -2,6 +2,8 @@
 //! amount of memory while they are multiplied.
 
 #[allow(dead_code, unused_imports)] // until the parts are joined
+pub mod backend;
+#[allow(dead_code, unused_imports)] // until the parts are joined
 pub mod checkpoint;
 #[allow(dead_code, unused_imports)] // until the parts are joined
 pub mod disk;

@@ -1,0 +1,247 @@
+//! AVX-512 and AVX2 versions of the sixteen lanes: one `zmm` register, or two `ymm`.
+
+use std::arch::x86_64::*;
+
+use super::{F32x16, Kernel, LANES};
+
+/// # Safety
+/// The processor must have AVX-512F and AVX-512VL. (Without VL the compiler keeps what is later halved out of the upper
+/// sixteen registers, and runs out of them.)
+#[target_feature(enable = "avx512f,avx512vl")]
+pub(super) unsafe fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run::<Zmm>()
+}
+
+/// # Safety
+/// The processor must have AVX2, FMA and F16C.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run::<Ymm2>()
+}
+
+/// The one `unsafe` of all the methods below.
+macro_rules! simd {
+    ($operation:expr) => {{
+        // SAFETY: only `run_avx512` names `Zmm` and only `run_avx2` names `Ymm2`, and their callers checked the
+        // processor. Loads and stores are the unaligned ones, inside the arrays that were given.
+        #[allow(clippy::macro_metavars_in_unsafe)]
+        unsafe {
+            $operation
+        }
+    }};
+}
+
+#[derive(Clone, Copy)]
+struct Zmm(__m512);
+
+impl F32x16 for Zmm {
+    const WIDE: bool = true;
+
+    #[inline(always)]
+    fn splat(value: f32) -> Self {
+        Zmm(simd!(_mm512_set1_ps(value)))
+    }
+
+    #[inline(always)]
+    fn load(from: &[f32; LANES]) -> Self {
+        Zmm(simd!(_mm512_loadu_ps(from.as_ptr())))
+    }
+
+    #[inline(always)]
+    fn load_f32(from: &[u8; 4 * LANES]) -> Self {
+        Zmm(simd!(_mm512_loadu_ps(from.as_ptr().cast())))
+    }
+
+    #[inline(always)]
+    fn load_f16(from: &[u8; 2 * LANES]) -> Self {
+        Zmm(simd!(_mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast()))))
+    }
+
+    #[inline(always)]
+    fn load_bf16(from: &[u8; 2 * LANES]) -> Self {
+        Zmm(simd!({
+            let halves = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.as_ptr().cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(halves))
+        }))
+    }
+
+    #[inline(always)]
+    fn store(self, to: &mut [f32; LANES]) {
+        simd!(_mm512_storeu_ps(to.as_mut_ptr(), self.0))
+    }
+
+    #[inline(always)]
+    fn add(self, b: Self) -> Self {
+        Zmm(simd!(_mm512_add_ps(self.0, b.0)))
+    }
+
+    #[inline(always)]
+    fn sub(self, b: Self) -> Self {
+        Zmm(simd!(_mm512_sub_ps(self.0, b.0)))
+    }
+
+    #[inline(always)]
+    fn mul(self, b: Self) -> Self {
+        Zmm(simd!(_mm512_mul_ps(self.0, b.0)))
+    }
+
+    #[inline(always)]
+    fn div(self, b: Self) -> Self {
+        Zmm(simd!(_mm512_div_ps(self.0, b.0)))
+    }
+
+    #[inline(always)]
+    fn mul_add(self, b: Self, c: Self) -> Self {
+        Zmm(simd!(_mm512_fmadd_ps(self.0, b.0, c.0)))
+    }
+
+    #[inline(always)]
+    fn max(self, b: Self) -> Self {
+        Zmm(simd!(_mm512_max_ps(self.0, b.0)))
+    }
+
+    #[inline(always)]
+    fn min(self, b: Self) -> Self {
+        Zmm(simd!(_mm512_min_ps(self.0, b.0)))
+    }
+
+    #[inline(always)]
+    fn scale_by_power_of_two(self, n: Self) -> Self {
+        Zmm(simd!(_mm512_scalef_ps(self.0, n.0)))
+    }
+
+    #[inline(always)]
+    fn prefetch<T>(address: *const T) {
+        simd!(_mm_prefetch::<_MM_HINT_T1>(address.cast()))
+    }
+
+    #[inline(always)]
+    fn sum(self) -> f32 {
+        simd!({
+            let high = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(self.0)));
+            sum8(_mm256_add_ps(_mm512_castps512_ps256(self.0), high))
+        })
+    }
+}
+
+/// Lanes 0–7 and 8–15.
+#[derive(Clone, Copy)]
+struct Ymm2(__m256, __m256);
+
+impl F32x16 for Ymm2 {
+    const WIDE: bool = false;
+
+    #[inline(always)]
+    fn splat(value: f32) -> Self {
+        simd!(Ymm2(_mm256_set1_ps(value), _mm256_set1_ps(value)))
+    }
+
+    #[inline(always)]
+    fn load(from: &[f32; LANES]) -> Self {
+        let p = from.as_ptr();
+        simd!(Ymm2(_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))))
+    }
+
+    #[inline(always)]
+    fn load_f32(from: &[u8; 4 * LANES]) -> Self {
+        let p = from.as_ptr();
+        simd!(Ymm2(_mm256_loadu_ps(p.cast()), _mm256_loadu_ps(p.add(32).cast())))
+    }
+
+    #[inline(always)]
+    fn load_f16(from: &[u8; 2 * LANES]) -> Self {
+        let p = from.as_ptr();
+        simd!(Ymm2(_mm256_cvtph_ps(_mm_loadu_si128(p.cast())), _mm256_cvtph_ps(_mm_loadu_si128(p.add(16).cast()))))
+    }
+
+    #[inline(always)]
+    fn load_bf16(from: &[u8; 2 * LANES]) -> Self {
+        let p = from.as_ptr();
+        simd!({
+            let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
+            let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.add(16).cast()));
+            Ymm2(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)), _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)))
+        })
+    }
+
+    #[inline(always)]
+    fn store(self, to: &mut [f32; LANES]) {
+        let p = to.as_mut_ptr();
+        simd!({
+            _mm256_storeu_ps(p, self.0);
+            _mm256_storeu_ps(p.add(8), self.1);
+        })
+    }
+
+    #[inline(always)]
+    fn add(self, b: Self) -> Self {
+        simd!(Ymm2(_mm256_add_ps(self.0, b.0), _mm256_add_ps(self.1, b.1)))
+    }
+
+    #[inline(always)]
+    fn sub(self, b: Self) -> Self {
+        simd!(Ymm2(_mm256_sub_ps(self.0, b.0), _mm256_sub_ps(self.1, b.1)))
+    }
+
+    #[inline(always)]
+    fn mul(self, b: Self) -> Self {
+        simd!(Ymm2(_mm256_mul_ps(self.0, b.0), _mm256_mul_ps(self.1, b.1)))
+    }
+
+    #[inline(always)]
+    fn div(self, b: Self) -> Self {
+        simd!(Ymm2(_mm256_div_ps(self.0, b.0), _mm256_div_ps(self.1, b.1)))
+    }
+
+    #[inline(always)]
+    fn mul_add(self, b: Self, c: Self) -> Self {
+        simd!(Ymm2(_mm256_fmadd_ps(self.0, b.0, c.0), _mm256_fmadd_ps(self.1, b.1, c.1)))
+    }
+
+    #[inline(always)]
+    fn max(self, b: Self) -> Self {
+        simd!(Ymm2(_mm256_max_ps(self.0, b.0), _mm256_max_ps(self.1, b.1)))
+    }
+
+    #[inline(always)]
+    fn min(self, b: Self) -> Self {
+        simd!(Ymm2(_mm256_min_ps(self.0, b.0), _mm256_min_ps(self.1, b.1)))
+    }
+
+    #[inline(always)]
+    fn scale_by_power_of_two(self, n: Self) -> Self {
+        simd!(Ymm2(scale8(self.0, n.0), scale8(self.1, n.1)))
+    }
+
+    #[inline(always)]
+    fn prefetch<T>(address: *const T) {
+        simd!(_mm_prefetch::<_MM_HINT_T1>(address.cast()))
+    }
+
+    #[inline(always)]
+    fn sum(self) -> f32 {
+        simd!(sum8(_mm256_add_ps(self.0, self.1)))
+    }
+}
+
+/// `a × 2ⁿ` in two steps, since 2ⁿ alone may overflow or be subnormal; the first is exact.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn scale8(a: __m256, n: __m256) -> __m256 {
+    let n = _mm256_cvtps_epi32(n);
+    let half = _mm256_srai_epi32::<1>(n);
+    let bias = _mm256_set1_epi32(127);
+    let first = _mm256_slli_epi32::<23>(_mm256_add_epi32(half, bias));
+    let second = _mm256_slli_epi32::<23>(_mm256_add_epi32(_mm256_sub_epi32(n, half), bias));
+    _mm256_mul_ps(_mm256_mul_ps(a, _mm256_castsi256_ps(first)), _mm256_castsi256_ps(second))
+}
+
+/// The last three levels of the tree of [`F32x16::sum`].
+#[target_feature(enable = "avx2")]
+#[inline]
+fn sum8(lanes: __m256) -> f32 {
+    let four = _mm_add_ps(_mm256_castps256_ps128(lanes), _mm256_extractf128_ps::<1>(lanes));
+    let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    let one = _mm_add_ss(two, _mm_movehdup_ps(two));
+    _mm_cvtss_f32(one)
+}

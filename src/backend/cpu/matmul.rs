@@ -1,0 +1,165 @@
+//! Activations times the transpose of a tile of weights.
+
+use std::sync::{Mutex, PoisonError};
+
+use super::dots::dots;
+use super::isa::{F32x16, Isa, Kernel};
+use super::panel;
+use super::weights::{Bf16, Element, F16, F32, Float, Tile};
+use super::workers::Workers;
+
+/// Multiplications and additions that make a task worth handing out.
+const WORTHWHILE: usize = 1 << 16;
+/// Numbers that a thread computes before it copies them to where they belong.
+const BLOCK: usize = panel::ROWS * panel::TOKENS;
+/// Up to so many tokens, weights are used straight from where they lie, at most so many rows at a time: enough streams
+/// from memory and independent sums.
+const FEW: usize = 4;
+
+/// The columns of the result that belong to the rows of a tile.
+pub struct Columns<'a> {
+    /// `[tokens, stride]`
+    pub data: &'a mut [f32],
+    /// From one token to the next, in elements.
+    pub stride: usize,
+    /// The column of the tile's first row.
+    pub first: usize,
+}
+
+/// What becomes of the numbers that were there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    Store,
+    Add,
+}
+
+pub(super) struct Scratch {
+    /// `[tokens, rows]` of the block being computed.
+    block: Vec<f32>,
+    panel: panel::Scratch,
+}
+
+impl Scratch {
+    pub const BYTES: usize = BLOCK * size_of::<f32>() + panel::Scratch::BYTES;
+
+    pub fn new() -> Scratch {
+        Scratch { block: vec![0.0; BLOCK], panel: panel::Scratch::new() }
+    }
+}
+
+pub(super) fn matmul(
+    isa: Isa,
+    workers: &mut Workers,
+    w: Tile<'_>,
+    x: &[f32],
+    bias: Option<&[f32]>,
+    out: Columns<'_>,
+    mode: Mode,
+) {
+    let (rows, tokens) = (w.rows(), x.len() / w.k);
+    assert_eq!(w.bytes.len(), rows * w.row_bytes(), "whole rows of {} {:?}", w.k, w.float);
+    assert_eq!(x.len(), tokens * w.k, "whole rows of {} activations", w.k);
+    assert!(bias.is_none_or(|bias| bias.len() == rows), "a bias for every one of {rows} rows");
+
+    // A few tasks for every thread; no smaller than that, since rows of a task share the activations' way to the core.
+    let tokens_at_once = tokens.clamp(1, panel::TOKENS);
+    let token_blocks = tokens.div_ceil(tokens_at_once);
+    let most_rows = if tokens > FEW { panel::ROWS } else { BLOCK / tokens_at_once };
+    let wanted = (4 * workers.len()).div_ceil(token_blocks.max(1));
+    let rows_at_once = rows.div_ceil(wanted).max(WORTHWHILE / (w.k * tokens_at_once));
+    let rows_at_once = rows_at_once.next_multiple_of(FEW).clamp(1, most_rows);
+    let row_blocks = rows.div_ceil(rows_at_once);
+    let (stride, first) = (out.stride, out.first);
+    let out = Mutex::new(out.data);
+    workers.run(row_blocks * token_blocks, |scratch, task| {
+        let row = task / token_blocks * rows_at_once;
+        let token = task % token_blocks * tokens_at_once;
+        let rows = rows_at_once.min(rows - row);
+        let tokens = tokens_at_once.min(tokens - token);
+        let Scratch { block, panel } = &mut scratch.matmul;
+        let block = &mut block[..rows * tokens];
+        let bytes = &w.bytes[row * w.row_bytes()..(row + rows) * w.row_bytes()];
+        let x = &x[token * w.k..(token + tokens) * w.k];
+        isa.run(Block { w: Tile { bytes, ..w }, x, out: block, panel });
+        if let Some(bias) = bias {
+            for sums in block.chunks_exact_mut(rows) {
+                sums.iter_mut().zip(&bias[row..]).for_each(|(sum, b)| *sum += b);
+            }
+        }
+        // A block takes hundreds of times longer to compute than to copy, so nobody waits here for long.
+        let mut out = out.lock().unwrap_or_else(PoisonError::into_inner);
+        for (t, sums) in block.chunks_exact(rows).enumerate() {
+            let at = (token + t) * stride + first + row;
+            let out = &mut out[at..at + rows];
+            match mode {
+                Mode::Store => out.copy_from_slice(sums),
+                Mode::Add => out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum),
+            }
+        }
+    });
+}
+
+struct Block<'a> {
+    w: Tile<'a>,
+    x: &'a [f32],
+    /// `[tokens, rows]`
+    out: &'a mut [f32],
+    panel: &'a mut panel::Scratch,
+}
+
+impl Kernel for Block<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: F32x16>(self) {
+        match self.w.float {
+            Float::Bf16 => self.elements::<V, Bf16>(),
+            Float::F16 => self.elements::<V, F16>(),
+            Float::F32 => self.elements::<V, F32>(),
+        }
+    }
+}
+
+impl Block<'_> {
+    #[inline(always)]
+    fn elements<V: F32x16, E: Element>(self) {
+        let Block { w, x, out, panel } = self;
+        match x.len() / w.k {
+            1 => few::<V, E, 4, 1>(w, [x], out),
+            2 if V::WIDE => few::<V, E, 4, 2>(w, tokens(x, w.k), out),
+            2 => few::<V, E, 2, 2>(w, tokens(x, w.k), out),
+            3 if V::WIDE => few::<V, E, 4, 3>(w, tokens(x, w.k), out),
+            4 if V::WIDE => few::<V, E, 4, 4>(w, tokens(x, w.k), out),
+            _ => panel::multiply::<V, E>(w, x, out, panel),
+        }
+    }
+}
+
+fn tokens<const T: usize>(x: &[f32], k: usize) -> [&[f32]; T] {
+    std::array::from_fn(|t| &x[t * k..(t + 1) * k])
+}
+
+/// All rows, `R` at a time, with `T` tokens; `out` is `[T, rows]`.
+#[inline(always)]
+fn few<V: F32x16, E: Element, const R: usize, const T: usize>(w: Tile<'_>, tokens: [&[f32]; T], out: &mut [f32]) {
+    let rows = w.rows();
+    let whole = rows - rows % R;
+    for r in (0..whole).step_by(R) {
+        let bytes = &w.bytes[r * w.row_bytes()..(r + R) * w.row_bytes()];
+        scatter(dots::<V, E, R, T>(bytes, tokens), &mut out[r..], rows);
+    }
+    for r in whole..rows {
+        let bytes = &w.bytes[r * w.row_bytes()..(r + 1) * w.row_bytes()];
+        scatter(dots::<V, E, 1, T>(bytes, tokens), &mut out[r..], rows);
+    }
+}
+
+/// `out[t × stride + r] = sums[r][t]`
+#[inline(always)]
+fn scatter<const R: usize, const T: usize>(sums: [[f32; T]; R], out: &mut [f32], stride: usize) {
+    for (r, sums) in sums.iter().enumerate() {
+        for (t, sum) in sums.iter().enumerate() {
+            out[t * stride + r] = *sum;
+        }
+    }
+}
