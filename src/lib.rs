@@ -10,6 +10,12 @@ pub mod disk;
 #[allow(dead_code, unused_imports)] // until the parts are joined
 pub mod error;
 #[allow(dead_code, unused_imports)] // until the parts are joined
+pub mod family;
+#[allow(dead_code, unused_imports)] // until the parts are joined
+pub mod plan;
+#[allow(dead_code, unused_imports)] // until the parts are joined
+pub mod program;
+#[allow(dead_code, unused_imports)] // until the parts are joined
 pub mod stream;
 #[allow(dead_code, unused_imports)] // until the parts are joined
 pub mod text;

@@ -1,0 +1,403 @@
+//! The plan: where every byte of the budget goes, and what a pass reads. A pure function of the program, the budget, the
+//! context and the number of sequences, so that it can be printed before anything runs and tested on its own.
+//!
+//! Weights are cut into *tiles*, runs of whole rows. A pass uses every tile once, always in the same order: a cyclic
+//! scan, of which a least-recently-used cache would keep nothing. So a fixed set of tiles stays in memory, as many as
+//! fit, spread evenly over the pass: between two tiles that are already there, the disk brings the next.
+
+use std::ops::Range;
+
+use crate::checkpoint::Span;
+use crate::disk::align::enclose;
+use crate::error::{Error, Result};
+use crate::program::{Matrix, MatrixId, Program, Step};
+
+/// Memory beyond this does nothing for the ring: it covers what is in flight (64 MiB by default) and the pause between
+/// two passes. More memory keeps more tiles instead.
+const RING_TARGET: usize = 256 << 20;
+
+/// Larger tiles gain nothing: at 8 MiB the cost of handing one over is already far below one percent of reading it.
+const TILE_TARGET: usize = 8 << 20;
+
+/// A ring holds at least this many of its tiles, so that one can be read while another is multiplied.
+const RING_TILES: usize = 4;
+
+/// The most tokens that one pass carries. Beyond it a prompt is compute-bound, and activations only cost memory.
+const ROWS_TARGET: usize = 512;
+
+/// Where a tile lives between passes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Tier {
+    /// Read again in every pass.
+    Disk,
+    /// Read once, then kept in memory.
+    Host,
+}
+
+/// A run of rows of one matrix.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tile {
+    pub matrix: MatrixId,
+    pub rows: Range<usize>,
+    pub span: Span,
+    pub tier: Tier,
+}
+
+/// What the plan is made for.
+#[derive(Clone, Copy, Debug)]
+pub struct Request {
+    /// The hard limit on memory, in bytes.
+    pub ram: u64,
+    /// The most tokens that one sequence may have, prompt and answer together.
+    pub context: usize,
+    /// Sequences that run together.
+    pub sequences: usize,
+    /// Whether logits are wanted at every position or only at the end of each sequence.
+    pub all_logits: bool,
+    /// What direct reads of these files are aligned to, in bytes.
+    pub align: usize,
+    /// Bytes that the backend needs beside the buffers of the program.
+    pub scratch: usize,
+}
+
+/// Bytes of memory by purpose. Their sum is at most the budget.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// Norms and biases.
+    pub vectors: usize,
+    pub kv: usize,
+    /// Activations and logits.
+    pub activations: usize,
+    /// What the backend computes in.
+    pub scratch: usize,
+    pub ring: usize,
+    /// Tiles that stay.
+    pub host: usize,
+}
+
+impl Memory {
+    pub fn total(&self) -> usize {
+        self.vectors + self.kv + self.activations + self.scratch + self.ring + self.host
+    }
+}
+
+/// See the module's description.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// In the order in which a pass uses them.
+    pub tiles: Vec<Tile>,
+    /// The most tokens that one pass carries.
+    pub rows: usize,
+    /// The most rows of logits that one pass gives.
+    pub logit_rows: usize,
+    pub context: usize,
+    pub sequences: usize,
+    /// The budget, in bytes.
+    pub ram: u64,
+    /// The smallest budget that would do for this context and these sequences, in bytes.
+    pub floor: u64,
+    pub memory: Memory,
+}
+
+impl Plan {
+    /// Divides the budget.
+    ///
+    /// # Errors
+    /// [`Error::Budget`] if it is too small, naming the smallest that would do for this context.
+    pub fn new(program: &Program, request: &Request) -> Result<Plan> {
+        let floor = Split::new(program, request, request.sequences).floor();
+        if floor > request.ram {
+            return Err(too_small(request, floor));
+        }
+        let (split, left) = Split::largest(program, request);
+        let (tiles, ring, host) = place(program, left, request.align);
+        Ok(Plan {
+            tiles,
+            rows: split.rows,
+            logit_rows: split.logit_rows,
+            context: request.context,
+            sequences: request.sequences,
+            ram: request.ram,
+            floor,
+            memory: Memory { ring, host, ..split.memory },
+        })
+    }
+
+    /// Bytes that a pass reads from disk once the tiles that stay have been read.
+    pub fn disk_bytes(&self) -> u64 {
+        self.tiles.iter().filter(|tile| tile.tier == Tier::Disk).map(|tile| tile.span.len).sum()
+    }
+
+    /// Bytes of weights that a pass multiplies.
+    pub fn pass_bytes(&self) -> u64 {
+        self.tiles.iter().map(|tile| tile.span.len).sum()
+    }
+
+    /// Seconds for a pass that carries one token: the slower of reading and multiplying, since they overlap.
+    /// Bandwidths are in bytes per second.
+    pub fn seconds_per_pass(&self, disk: f64, multiply: f64) -> f64 {
+        (self.disk_bytes() as f64 / disk).max(self.pass_bytes() as f64 / multiply)
+    }
+}
+
+/// How the part of the budget that does not hold weights is divided, for a number of rows.
+struct Split {
+    rows: usize,
+    logit_rows: usize,
+    memory: Memory,
+    /// The smallest ring that works.
+    ring_floor: usize,
+}
+
+impl Split {
+    fn new(program: &Program, request: &Request, rows: usize) -> Split {
+        let logit_rows = if request.all_logits { rows } else { request.sequences.min(rows) };
+        let of = |bytes: usize| bytes.saturating_mul(size_of::<f32>());
+        let selected: usize = program.selected_buffers().iter().map(|buffer| program.buffers[buffer.0]).sum();
+        // A cosine and a sine for each pair that rotates.
+        let per_row = program.buffers.iter().sum::<usize>() - selected + 2 * program.rope.inv_freq.len();
+        let token_kv: usize = program.kv.iter().map(|shape| shape.token_bytes()).sum();
+        let memory = Memory {
+            vectors: of(program.vectors.iter().map(|tensor| tensor.shape.iter().product::<usize>()).sum()),
+            kv: token_kv.saturating_mul(request.context).saturating_mul(request.sequences),
+            activations: of(per_row * rows + selected * logit_rows) + program.embedding.row_bytes() * rows,
+            scratch: request.scratch,
+            ring: 0,
+            host: 0,
+        };
+        let row = program.matrices.iter().map(Matrix::row_bytes).max().unwrap_or(0);
+        Split { rows, logit_rows, memory, ring_floor: RING_TILES * (row + 2 * request.align) + PAGE }
+    }
+
+    fn floor(&self) -> u64 {
+        (self.memory.total() as u64).saturating_add(self.ring_floor as u64)
+    }
+
+    /// As many rows as a quarter of what is free carries: past a few hundred a prompt is bound by arithmetic.
+    fn largest(program: &Program, request: &Request) -> (Split, usize) {
+        let least = request.sequences;
+        let mut rows = least.saturating_mul(request.context).min(ROWS_TARGET).max(least);
+        loop {
+            let split = Split::new(program, request, rows);
+            let fixed = split.memory.total() as u64 - split.memory.activations as u64;
+            let fits = split.memory.activations as u64 <= request.ram.saturating_sub(fixed) / 4;
+            if rows == least || (fits && split.floor() <= request.ram) {
+                let left = request.ram - split.memory.total() as u64;
+                return (split, left as usize);
+            }
+            rows = rows.div_ceil(2).max(least);
+        }
+    }
+}
+
+/// Ring and resident memory come in pages of this many bytes.
+const PAGE: usize = 2 << 20;
+
+/// Cuts every matrix into tiles and chooses which of them stay. Returns the tiles, the bytes of the ring, and the bytes
+/// that the tiles which stay take.
+fn place(program: &Program, left: usize, align: usize) -> (Vec<Tile>, usize, usize) {
+    let left = left / PAGE * PAGE;
+    let mut tiles = cut(program, TILE_TARGET);
+    let all: usize = tiles.iter().map(|tile| enclose(tile.span, align).len).sum();
+    if all <= left {
+        tiles.iter_mut().for_each(|tile| tile.tier = Tier::Host);
+        return (tiles, 0, all.next_multiple_of(PAGE));
+    }
+    let ring = left.min(RING_TARGET);
+    tiles = cut(program, TILE_TARGET.min((ring / RING_TILES).saturating_sub(2 * align)));
+    let host = keep(&mut tiles, left - ring, align);
+    (tiles, ring, host.next_multiple_of(PAGE))
+}
+
+/// Tiles of at most `bytes` (but at least one row), of nearly equal size within a matrix.
+fn cut(program: &Program, bytes: usize) -> Vec<Tile> {
+    let used = program.steps.iter().filter_map(|step| match step {
+        Step::MatMul { matrix, .. } => Some(*matrix),
+        _ => None,
+    });
+    used.flat_map(|id| {
+        let matrix = &program.matrices[id.0];
+        let most = (bytes / matrix.row_bytes()).max(1);
+        let count = matrix.rows.div_ceil(most);
+        (0..count).map(move |i| {
+            let rows = matrix.rows * i / count..matrix.rows * (i + 1) / count;
+            Tile { matrix: id, span: span(matrix, &rows), rows, tier: Tier::Disk }
+        })
+    })
+    .collect()
+}
+
+fn span(matrix: &Matrix, rows: &Range<usize>) -> Span {
+    let row = matrix.row_bytes() as u64;
+    let whole = matrix.tensor.span;
+    Span { file: whole.file, offset: whole.offset + rows.start as u64 * row, len: rows.len() as u64 * row }
+}
+
+/// Marks tiles to stay, at even distances, until `bytes` are used; returns how many are.
+fn keep(tiles: &mut [Tile], bytes: usize, align: usize) -> usize {
+    let total: usize = tiles.iter().map(|tile| enclose(tile.span, align).len).sum();
+    let share = bytes as f64 / total as f64;
+    let (mut passed, mut used) = (0.0, 0);
+    for tile in tiles {
+        let size = enclose(tile.span, align).len;
+        passed += size as f64 * share;
+        // Behind the even share by at least half of this tile: keeping it brings us nearer.
+        if used as f64 + size as f64 / 2.0 <= passed && used + size <= bytes {
+            tile.tier = Tier::Host;
+            used += size;
+        }
+    }
+    used
+}
+
+fn too_small(request: &Request, floor: u64) -> Error {
+    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+    Error::Budget(format!(
+        "a budget of {} MiB is too small: this model needs at least {} MiB for {} of {} tokens; give more, or a shorter \
+         context",
+        request.ram >> 20,
+        mib(floor),
+        match request.sequences {
+            1 => "one sequence".to_string(),
+            n => format!("{n} sequences"),
+        },
+        request.context,
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::checkpoint::{Dtype, FileId, Tensor};
+    use crate::program::{Buffer, KvShape, Rope};
+
+    const ALIGN: usize = 4096;
+
+    fn matrix(offset: u64, rows: usize, cols: usize) -> Matrix {
+        let span = Span { file: FileId(0), offset, len: (rows * cols * 2) as u64 };
+        let tensor = Tensor { name: format!("at {offset}"), dtype: Dtype::Bf16, shape: vec![rows, cols], span };
+        Matrix { tensor, rows, cols }
+    }
+
+    /// A program that multiplies with matrices of these shapes, one after the other.
+    fn program(shapes: &[(usize, usize)]) -> Program {
+        let mut offset = 1237;
+        let place = |&(rows, cols): &(usize, usize)| {
+            let matrix = matrix(offset, rows, cols);
+            offset += matrix.bytes();
+            matrix
+        };
+        let matrices: Vec<_> = shapes.iter().map(place).collect();
+        let product =
+            |i| Step::MatMul { matrix: MatrixId(i), bias: None, input: Buffer(0), output: Buffer(1), add: false };
+        let mut steps: Vec<_> = (0..shapes.len()).map(product).collect();
+        steps.insert(shapes.len() - 1, Step::Select { input: Buffer(1), output: Buffer(2) });
+        Program {
+            family: "test",
+            vocab: 100,
+            max_positions: 4096,
+            buffers: vec![64, 64, 64],
+            embedding: matrix(0, 100, 64),
+            matrices,
+            vectors: Vec::new(),
+            rope: Rope { inv_freq: vec![1.0; 8], attention_factor: 1.0, dynamic: None },
+            kv: vec![KvShape { kv_heads: 2, head_dim: 16 }; 2],
+            steps,
+            logits: Buffer(1),
+        }
+    }
+
+    fn request(ram: u64) -> Request {
+        Request { ram, context: 100, sequences: 2, all_logits: false, align: ALIGN, scratch: 10_000 }
+    }
+
+    fn shapes() -> impl Strategy<Value = Vec<(usize, usize)>> {
+        prop::collection::vec((1..4000usize, 1..3000usize), 2..30)
+    }
+
+    /// The floor that an error names, in bytes.
+    fn named_floor(error: Error) -> u64 {
+        let text = error.to_string();
+        let mib = text.split("at least ").nth(1).and_then(|rest| rest.split(' ').next()).expect("a floor");
+        mib.parse::<u64>().expect("a number of MiB") << 20
+    }
+
+    /// Bytes in memory of the tiles of one tier: all of them, and the largest.
+    fn slots(plan: &Plan, tier: Tier) -> (usize, usize) {
+        let slots = plan.tiles.iter().filter(|tile| tile.tier == tier).map(|tile| enclose(tile.span, ALIGN).len);
+        slots.fold((0, 0), |(sum, largest), slot| (sum + slot, largest.max(slot)))
+    }
+
+    proptest! {
+        #[test]
+        fn every_row_is_in_one_tile_and_in_order(shapes in shapes(), mib in 1..200u64) {
+            let program = program(&shapes);
+            let Ok(plan) = Plan::new(&program, &request(mib << 20)) else { return Ok(()) };
+            let mut tiles = plan.tiles.iter();
+            for (i, matrix) in program.matrices.iter().enumerate() {
+                let mut row = 0;
+                while row < matrix.rows {
+                    let tile = tiles.next().expect("tiles for every matrix");
+                    prop_assert_eq!((tile.matrix.0, tile.rows.start), (i, row));
+                    let offset = matrix.tensor.span.offset + (row * matrix.row_bytes()) as u64;
+                    prop_assert_eq!((tile.span.offset, tile.span.len), (offset, (tile.rows.len() * matrix.row_bytes()) as u64));
+                    prop_assert!(!tile.rows.is_empty());
+                    row = tile.rows.end;
+                }
+            }
+            prop_assert!(tiles.next().is_none());
+        }
+
+        #[test]
+        fn the_budget_holds_and_the_ring_works(shapes in shapes(), mib in 1..200u64) {
+            let program = program(&shapes);
+            let ram = mib << 20;
+            match Plan::new(&program, &request(ram)) {
+                Ok(plan) => {
+                    prop_assert!(plan.memory.total() as u64 <= ram);
+                    prop_assert!(slots(&plan, Tier::Host).0 <= plan.memory.host);
+                    prop_assert!(slots(&plan, Tier::Disk).1 * RING_TILES <= plan.memory.ring);
+                }
+                Err(error) => {
+                    let floor = named_floor(error);
+                    prop_assert!(floor > ram);
+                    prop_assert!(Plan::new(&program, &request(floor)).is_ok(), "the named floor of {floor} is not enough");
+                }
+            }
+        }
+
+        #[test]
+        fn tiles_that_stay_are_spread_evenly(shapes in shapes(), percent in 5..95u64) {
+            let program = program(&shapes);
+            let mut tiles = cut(&program, 1 << 20);
+            let size = |tile: &Tile| enclose(tile.span, ALIGN).len;
+            let total: usize = tiles.iter().map(size).sum();
+            let largest = tiles.iter().map(size).max().unwrap();
+            let bytes = (total as u64 * percent / 100) as usize;
+            let used = keep(&mut tiles, bytes, ALIGN);
+            prop_assert!(used <= bytes && used + 2 * largest > bytes);
+            let (mut passed, mut kept) = (0, 0);
+            for tile in &tiles {
+                passed += size(tile);
+                kept += if tile.tier == Tier::Host { size(tile) } else { 0 };
+                let even = passed as f64 * bytes as f64 / total as f64;
+                prop_assert!((kept as f64 - even).abs() <= largest as f64, "{kept} of an even {even}");
+            }
+        }
+    }
+
+    #[test]
+    fn with_enough_memory_everything_stays_and_nothing_is_read_again() {
+        let plan = Plan::new(&program(&[(1000, 512), (300, 700)]), &request(1 << 30)).unwrap();
+        assert_eq!((plan.disk_bytes(), plan.memory.ring), (0, 0));
+        assert_eq!(plan.pass_bytes(), (1000 * 512 + 300 * 700) * 2);
+    }
+
+    #[test]
+    fn a_pass_takes_as_long_as_the_slower_of_disk_and_arithmetic() {
+        let plan = Plan::new(&program(&[(1000, 512), (300, 700)]), &request(1 << 30)).unwrap();
+        assert_eq!(plan.seconds_per_pass(1e9, 1e6), plan.pass_bytes() as f64 / 1e6);
+    }
+}
