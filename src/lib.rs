@@ -1,23 +1,43 @@
 //! layerstream runs language models that do not fit: the weights stay on disk and flow, tile by tile, through a fixed
 //! amount of memory while they are multiplied.
+//!
+//! ```
+//! use layerstream::{Model, Options};
+//!
+//! let mut model = Model::open("demo", &Options { ram: Some(32 << 20), ..Options::default() })?;
+//! let prompt = model.encode_chat(&serde_json::json!([{"role": "user", "content": "What is the capital of France?"}]))?;
+//! let options = model.defaults().clone();
+//! let mut answer = String::new();
+//! for token in model.generate(vec![prompt], &options)? {
+//!     answer += &token?.text;
+//! }
+//! assert_eq!(answer, "Paris");
+//! # Ok::<(), layerstream::Error>(())
+//! ```
+//!
+//! [`Model`] is where to begin; [`Outline`] says what would happen before anything is run. The modules are the parts, in
+//! the order in which data flows through them: [`checkpoint`], [`family`] and [`program`], [`plan`], [`disk`], [`stream`].
 
-#[allow(dead_code, unused_imports)] // until the parts are joined
+#[doc(hidden)]
 pub mod backend;
-#[allow(dead_code, unused_imports)] // until the parts are joined
 pub mod checkpoint;
-#[allow(dead_code, unused_imports)] // until the parts are joined
+mod defaults;
 pub mod disk;
-#[allow(dead_code, unused_imports)] // until the parts are joined
-pub mod error;
-#[allow(dead_code, unused_imports)] // until the parts are joined
+mod engine;
+mod error;
 pub mod family;
-#[allow(dead_code, unused_imports)] // until the parts are joined
+mod generate;
+mod kv;
+pub mod memory;
+mod model;
 pub mod plan;
-#[allow(dead_code, unused_imports)] // until the parts are joined
 pub mod program;
-#[allow(dead_code, unused_imports)] // until the parts are joined
+mod sample;
 pub mod stream;
-#[allow(dead_code, unused_imports)] // until the parts are joined
 pub mod text;
 
+pub use engine::{Progress, StopFlag};
 pub use error::{Error, Result};
+pub use generate::{Finish, GenerateOptions, GenerateStats, Generation, Output, Token};
+pub use model::{Model, Options, Outline};
+pub use sample::Sampling;

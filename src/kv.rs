@@ -1,0 +1,72 @@
+//! The KV cache: keys and values of every token so far, for every attention layer and every sequence. One allocation
+//! per layer, at start, in its final size.
+
+use std::ops::Range;
+
+use crate::program::KvShape;
+
+/// Float32 keys and values. Within a layer: `[sequence, kv_head, position, head_dim]`, so that the positions that one
+/// head reads lie side by side.
+pub struct KvCache {
+    layers: Vec<Layer>,
+    context: usize,
+}
+
+struct Layer {
+    shape: KvShape,
+    keys: Vec<f32>,
+    values: Vec<f32>,
+}
+
+impl KvCache {
+    /// Room for `sequences` of at most `context` tokens.
+    pub fn new(shapes: &[KvShape], context: usize, sequences: usize) -> KvCache {
+        let layer = |shape: &KvShape| {
+            let len = sequences * shape.kv_heads * context * shape.head_dim;
+            Layer { shape: *shape, keys: prefaulted(len), values: prefaulted(len) }
+        };
+        KvCache { layers: shapes.iter().map(layer).collect(), context }
+    }
+
+    /// The most tokens a sequence may have.
+    pub fn context(&self) -> usize {
+        self.context
+    }
+
+    pub fn shape(&self, layer: usize) -> KvShape {
+        self.layers[layer].shape
+    }
+
+    /// Keys and values of one sequence, each `[kv_heads, context, head_dim]`.
+    pub fn get(&self, layer: usize, sequence: usize) -> (&[f32], &[f32]) {
+        let layer = &self.layers[layer];
+        let range = layer.range(sequence, self.context);
+        (&layer.keys[range.clone()], &layer.values[range])
+    }
+
+    /// The same, to append to.
+    pub fn get_mut(&mut self, layer: usize, sequence: usize) -> (&mut [f32], &mut [f32]) {
+        let layer = &mut self.layers[layer];
+        let range = layer.range(sequence, self.context);
+        (&mut layer.keys[range.clone()], &mut layer.values[range])
+    }
+}
+
+impl Layer {
+    fn range(&self, sequence: usize, context: usize) -> Range<usize> {
+        let len = self.shape.kv_heads * context * self.shape.head_dim;
+        sequence * len..(sequence + 1) * len
+    }
+}
+
+/// Zeros in pages that are really there: memory is taken now or not at all, and does not grow with the answer.
+fn prefaulted(len: usize) -> Vec<f32> {
+    const PAGE: usize = 4096 / size_of::<f32>();
+    let mut values = vec![0.0; len];
+    values.iter_mut().step_by(PAGE).for_each(|value| {
+        std::hint::black_box(&mut *value);
+        *value = 0.0;
+        std::hint::black_box(value);
+    });
+    values
+}

@@ -1,0 +1,177 @@
+//! Configurations: both key styles mean the same, every kind of rope scaling has the frequencies of its definition,
+//! shapes that contradict the configuration are errors that show both, and what is not implemented is refused by name.
+
+use std::f64::consts::TAU;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use layerstream::Options;
+use layerstream::Outline;
+use layerstream::program::{Program, Step};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// A golden case with another configuration beside its weights.
+struct Changed {
+    dir: TempDir,
+    config: Value,
+}
+
+impl Changed {
+    fn new(case: &str) -> Changed {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models").join(case);
+        let dir = tempfile::tempdir().unwrap();
+        symlink(golden.join("model.safetensors"), dir.path().join("model.safetensors")).unwrap();
+        let config = serde_json::from_slice(&fs::read(golden.join("config.json")).unwrap()).unwrap();
+        Changed { dir, config }
+    }
+
+    fn set(mut self, key: &str, value: Value) -> Self {
+        self.config[key] = value;
+        self
+    }
+
+    fn remove(mut self, key: &str) -> Self {
+        self.config.as_object_mut().unwrap().shift_remove(key);
+        self
+    }
+
+    fn path(&self) -> PathBuf {
+        fs::write(self.dir.path().join("config.json"), self.config.to_string()).unwrap();
+        self.dir.path().to_path_buf()
+    }
+
+    fn program(&self) -> Program {
+        Outline::new(&self.path(), &Options::default()).map(|outline| outline.program().clone()).unwrap()
+    }
+
+    fn refusal(&self) -> String {
+        match Outline::new(&self.path(), &Options::default()) {
+            Ok(_) => panic!("not refused: {}", self.config),
+            Err(error) => error.to_string(),
+        }
+    }
+}
+
+fn assert_close(found: &[f32], expected: impl IntoIterator<Item = f64>) {
+    let expected: Vec<f64> = expected.into_iter().collect();
+    assert_eq!(found.len(), expected.len());
+    for (found, expected) in found.iter().zip(expected) {
+        assert!((*found as f64 / expected - 1.0).abs() < 1e-6, "{found} for {expected}");
+    }
+}
+
+fn plain(theta: f64, dim: usize) -> impl Iterator<Item = f64> {
+    (0..dim / 2).map(move |i| 1.0 / theta.powf(2.0 * i as f64 / dim as f64))
+}
+
+#[test]
+fn the_newer_key_style_means_the_same() {
+    let published = Changed::new("llama32_tied");
+    let mut parameters = published.config["rope_scaling"].clone();
+    parameters["rope_theta"] = published.config["rope_theta"].clone();
+    let newer = Changed::new("llama32_tied")
+        .remove("rope_scaling")
+        .remove("rope_theta")
+        .remove("torch_dtype")
+        .set("rope_parameters", parameters)
+        .set("dtype", json!("bfloat16"));
+    assert_eq!(newer.program().rope, published.program().rope);
+}
+
+#[test]
+fn linear_scaling_divides_every_frequency() {
+    let scaled = Changed::new("yi").set("rope_scaling", json!({"type": "linear", "factor": 4.0})).program();
+    assert_close(&scaled.rope.inv_freq, plain(5e6, 8).map(|freq| freq / 4.0));
+}
+
+#[test]
+fn dynamic_scaling_grows_the_base_beyond_the_original_length() {
+    let config = Changed::new("yi").set("rope_scaling", json!({"rope_type": "dynamic", "factor": 2.0}));
+    let rope = config.set("max_position_embeddings", json!(64)).program().rope;
+    assert_close(&rope.inv_freq(64), plain(5e6, 8));
+    let base: f64 = 5e6 * (2.0 * 100.0 / 64.0 - 1.0_f64).powf(8.0 / 6.0);
+    assert_close(&rope.inv_freq(100), plain(base, 8));
+}
+
+#[test]
+fn llama3_scaling_blends_between_the_two_wavelengths() {
+    let rope = Changed::new("llama32_tied").program().rope;
+    let expected = plain(500_000.0, 16).map(|freq| {
+        let (length, wavelength) = (64.0, TAU / freq);
+        match wavelength {
+            short if short < length / 4.0 => freq,
+            long if long > length / 1.0 => freq / 32.0,
+            _ => {
+                let smooth = (length / wavelength - 1.0) / (4.0 - 1.0);
+                (1.0 - smooth) * freq / 32.0 + smooth * freq
+            }
+        }
+    });
+    assert_close(&rope.inv_freq, expected);
+}
+
+#[test]
+fn windows_are_where_the_configuration_puts_them() {
+    let windows = |changed: Changed| -> Vec<Option<usize>> {
+        let steps = changed.program().steps.into_iter();
+        steps.filter_map(|step| if let Step::Attend { window, .. } = step { Some(window) } else { None }).collect()
+    };
+    let qwen = || Changed::new("qwen2_yarn").set("use_sliding_window", json!(true)).set("sliding_window", json!(16));
+    assert_eq!(windows(Changed::new("mistral_window")), [Some(24); 3]);
+    assert_eq!(windows(Changed::new("mistral_window").set("sliding_window", Value::Null)), [None; 3]);
+    assert_eq!(windows(Changed::new("qwen2_yarn")), [None; 2]);
+    assert_eq!(windows(qwen().set("max_window_layers", json!(1))), [None, Some(16)]);
+    let types = json!(["sliding_attention", "full_attention"]);
+    assert_eq!(windows(qwen().set("layer_types", types)), [Some(16), None]);
+}
+
+#[test]
+fn what_is_not_implemented_is_refused_by_name() {
+    let yi = || Changed::new("yi");
+    let cases = [
+        (yi().set("architectures", json!(["MambaForCausalLM"])), "MambaForCausalLM"),
+        (yi().set("hidden_act", json!("relu2")), "relu2"),
+        (yi().set("rope_scaling", json!({"rope_type": "longrope", "factor": 2.0})), "longrope"),
+        (yi().set("partial_rotary_factor", json!(0.5)), "partial_rotary_factor"),
+        (yi().set("quantization_config", json!({"quant_method": "awq"})), "awq"),
+        (yi().set("head_dim", json!(512)), "head size of 512"),
+        (Changed::new("qwen3_yarn").set("layer_types", json!(["full_attention", "chunked_attention"])), "chunked"),
+    ];
+    for (changed, name) in cases {
+        let error = changed.refusal();
+        assert!(error.contains(name) && error.contains("not supported"), "{error}");
+    }
+}
+
+#[test]
+fn a_configuration_that_is_wrong_is_one_clear_error() {
+    let yi = || Changed::new("yi");
+    let cases = [
+        (yi().remove("architectures"), "architectures"),
+        (yi().remove("hidden_size"), "`hidden_size` is missing"),
+        (yi().set("hidden_size", json!("big")), "`hidden_size` is \"big\""),
+        (yi().set("num_hidden_layers", json!(1u64 << 40)), "num_hidden_layers"),
+        (yi().set("num_hidden_layers", json!(60000)), "model.layers.2."),
+        (yi().set("num_attention_heads", json!(0)), "num_attention_heads"),
+        (yi().set("num_key_value_heads", json!(3)), "no multiple"),
+        (yi().set("head_dim", json!(7)), "head size 7 is odd"),
+        (yi().set("rope_theta", json!(-5)), "rope_theta"),
+        (yi().set("rope_scaling", json!({"type": "linear"})), "factor"),
+        (yi().set("rope_scaling", json!([1])), "rope_scaling"),
+        (yi().set("tie_word_embeddings", json!("no")), "tie_word_embeddings"),
+        (Changed::new("llama32_tied").set("tie_word_embeddings", json!(false)), "lm_head.weight"),
+        (Changed::new("qwen3_yarn").set("layer_types", json!(["full_attention"])), "1 entries for 2 layers"),
+    ];
+    for (changed, words) in cases {
+        let error = changed.refusal();
+        assert!(error.contains(words), "{error} lacks {words}");
+    }
+}
+
+#[test]
+fn shapes_that_contradict_the_configuration_show_both() {
+    let error = Changed::new("yi").set("intermediate_size", json!(100)).refusal();
+    assert!(error.contains("[176, 64]") && error.contains("[100, 64]") && error.contains("gate_proj"), "{error}");
+}
