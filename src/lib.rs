@@ -21,6 +21,9 @@
 #[doc(hidden)]
 pub mod backend;
 pub mod checkpoint;
+#[cfg(feature = "cli")]
+#[doc(hidden)]
+pub mod cli;
 mod defaults;
 pub mod disk;
 mod engine;
@@ -34,6 +37,8 @@ pub mod plan;
 pub mod program;
 mod sample;
 pub mod stream;
+#[cfg(feature = "cli")]
+mod synth;
 pub mod text;
 
 pub use engine::{Progress, StopFlag};

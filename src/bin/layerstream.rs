@@ -1,3 +1,5 @@
-//! The `layerstream` command: hands the arguments to the library's command line and returns its exit code.
+//! The `layerstream` command. All of it is in the library's `cli` module, so that tests and other programs share it.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    layerstream::cli::main()
+}

@@ -1,0 +1,382 @@
+//! The arguments of every command, each defined once.
+
+use std::path::PathBuf;
+
+use clap::builder::PossibleValuesParser;
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+
+use crate::checkpoint::Dtype;
+use crate::disk::{DiskOptions, ReaderKind};
+use crate::generate::GenerateOptions;
+use crate::model::Options;
+use crate::synth::Spec;
+
+use super::values::{Device, Ids, positive, size};
+
+/// Run language models that do not fit: their weights stay on disk and stream, tile by tile, through a fixed amount of
+/// memory.
+#[derive(Parser)]
+#[command(name = "layerstream", version, disable_help_subcommand = true, max_term_width = 100)]
+#[command(after_help = "\
+Examples:
+  layerstream plan ./Llama-3.1-70B --ram 8GiB
+  layerstream generate ./Llama-3.1-70B-Instruct --chat \"What is the capital of France?\" --ram 8GiB
+  layerstream chat ./Qwen3-8B --ram 4GiB
+
+MODEL is a directory with a Hugging Face checkpoint (config.json, *.safetensors, tokenizer.json).")]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Continue prompts, or answer them
+    Generate(Generate),
+    /// Talk with a model
+    Chat(Chat),
+    /// Show where the memory would go and how long a token would take, without running anything
+    Plan(Plan),
+    /// Show what a checkpoint holds, and what of it is not supported
+    Inspect(Inspect),
+    /// Write the logits of every position to a file
+    Logits(Logits),
+    /// Turn the text on standard input into a JSON list of token ids
+    Tokenize(Tokenize),
+    /// Turn token ids into text
+    Detokenize(Detokenize),
+    /// Print the prompt that a chat template makes of messages
+    RenderChat(RenderChat),
+    /// Write a checkpoint of a published shape with random weights, to try and to measure
+    Synth(Synth),
+    /// Print a script that completes commands in a shell
+    #[command(
+        after_help = "Example:\n  layerstream completions bash > ~/.local/share/bash-completion/completions/layerstream"
+    )]
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+Text goes to standard output as it comes, everything else to standard error. The first Ctrl-C ends
+the answer, the second ends the program.
+
+With --json, one object for one prompt:
+  text, ids, finish             the answer; finish is eos, stop, length, context or interrupted
+  prompt_tokens, new_tokens     how many
+  seconds, first_token_seconds  from the start of the first pass, the model already open
+  tokens_per_second             new tokens / seconds
+  passes                        sweeps over all weights
+  bytes_read, gb_per_second     from disk; a GB is 10^9 bytes
+  disk_wait_seconds             that the processor waited for the disk
+  reader, huge_pages            how the disk was read, and whether into 2 MiB pages
+  peak_rss_bytes, ram_bytes     the most memory the process had, and the budget
+  model, device                 what ran, and where
+For several prompts, `outputs` is a list of {text, ids, finish, prompt_tokens, new_tokens}; the
+rest is of all together.
+
+Examples:
+  layerstream generate ./model \"The capital of France is\" --ram 4GiB
+  layerstream generate ./model --chat \"Tell me a story.\" --temperature 0.8 --seed 7 --stats
+  layerstream generate ./model --json < prompt.txt
+  layerstream generate ./model \"One prompt\" \"Another one\"    (they share every pass)")]
+pub struct Generate {
+    #[command(flatten)]
+    pub model: Model,
+    /// What to continue; several share every pass. `-`, or none where standard input is not a terminal: standard input
+    /// (without its last line break)
+    #[arg(value_name = "PROMPT", conflicts_with = "ids")]
+    pub prompts: Vec<String>,
+    /// Token ids to continue, instead of text; may be given several times
+    #[arg(long, value_name = "1,2,3")]
+    pub ids: Vec<Ids>,
+    /// A file with a prompt on each line, as it is or as a JSON string
+    #[arg(long, value_name = "FILE", conflicts_with = "ids")]
+    pub prompts_file: Option<PathBuf>,
+    /// Put each prompt as a user's message through the model's chat template
+    #[arg(long, conflicts_with = "ids")]
+    pub chat: bool,
+    /// A system message before it
+    #[arg(long, value_name = "TEXT", requires = "chat")]
+    pub system: Option<String>,
+    /// Cut each prompt to its first N tokens
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub max_length: Option<usize>,
+    #[command(flatten)]
+    pub answer: Answer,
+    /// Print one JSON object at the end instead of text
+    #[arg(long, help_heading = "Output")]
+    pub json: bool,
+    /// Print a table of counts and times to standard error at the end
+    #[arg(long, help_heading = "Output")]
+    pub stats: bool,
+    #[command(flatten)]
+    pub resources: Resources,
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+While chatting:
+  /reset          forget the conversation
+  /system TEXT    begin a new conversation with this system message
+  /quit           leave (so does Ctrl-D); Ctrl-C ends an answer
+
+Where standard input is not a terminal, each of its lines is a turn.")]
+pub struct Chat {
+    #[command(flatten)]
+    pub model: Model,
+    /// A system message
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    #[command(flatten)]
+    pub answer: Answer,
+    /// Print a table of counts and times to standard error after each answer
+    #[arg(long, help_heading = "Output")]
+    pub stats: bool,
+    #[command(flatten)]
+    pub resources: Resources,
+}
+
+#[derive(Args)]
+#[command(after_help = "Example:\n  layerstream plan ./Llama-3.1-70B --ram 8GiB --context 8192")]
+pub struct Plan {
+    #[command(flatten)]
+    pub model: Model,
+    /// Sequences that run together
+    #[arg(long, value_name = "N", default_value = "1", value_parser = positive)]
+    pub sequences: usize,
+    /// Print one JSON object
+    #[arg(long, help_heading = "Output")]
+    pub json: bool,
+    #[command(flatten)]
+    pub resources: Resources,
+}
+
+#[derive(Args)]
+pub struct Inspect {
+    #[command(flatten)]
+    pub model: Model,
+    /// List every tensor
+    #[arg(long)]
+    pub tensors: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+#[command(after_help = "Example:\n  layerstream logits ./model --ids 1,2,3 --out logits.safetensors")]
+pub struct Logits {
+    #[command(flatten)]
+    pub model: Model,
+    /// The tokens
+    #[arg(long, value_name = "1,2,3", required = true)]
+    pub ids: Ids,
+    /// Where to write `logits`, float32 [tokens, vocabulary], in safetensors format
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    #[command(flatten)]
+    pub resources: Resources,
+}
+
+#[derive(Args)]
+#[command(after_help = "Example:\n  printf 'Hello there' | layerstream tokenize ./model")]
+pub struct Tokenize {
+    #[command(flatten)]
+    pub model: Model,
+    /// Leave out the tokens that the tokenizer puts around a text
+    #[arg(long)]
+    pub no_special: bool,
+}
+
+#[derive(Args)]
+pub struct Detokenize {
+    #[command(flatten)]
+    pub model: Model,
+    /// The tokens
+    #[arg(long, value_name = "1,2,3", required = true)]
+    pub ids: Ids,
+    /// Leave out special tokens
+    #[arg(long)]
+    pub skip_special: bool,
+}
+
+#[derive(Args)]
+pub struct RenderChat {
+    #[command(flatten)]
+    pub model: Model,
+    /// A JSON list of messages, each with `role` and `content`
+    #[arg(long, value_name = "FILE.json")]
+    pub messages: PathBuf,
+    /// A JSON list of tools, as JSON schemas of functions
+    #[arg(long, value_name = "FILE.json")]
+    pub tools: Option<PathBuf>,
+    /// End after the last message, without the beginning of an answer
+    #[arg(long)]
+    pub no_generation_prompt: bool,
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  layerstream synth --like llama-3.1-70b --sparse --out /tmp/70b     (141 GB that take no room)
+  layerstream synth --like llama-3.1-8b --layers 8 --out /tmp/small")]
+pub struct Synth {
+    /// A published model whose shape to take
+    #[arg(long, value_name = "NAME", required_unless_present = "config", conflicts_with = "config", value_parser = presets())]
+    pub like: Option<String>,
+    /// A config.json whose shape to take
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The directory to write, which must be empty or not be there
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Another number of layers
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub layers: Option<usize>,
+    /// Zeros that take no room on disk, at any size
+    #[arg(long)]
+    pub sparse: bool,
+    /// Equal seeds give equal weights
+    #[arg(long, value_name = "S", default_value = "0")]
+    pub seed: u64,
+    /// bf16, f16 or f32
+    #[arg(long, value_name = "TYPE", default_value = "bf16", value_parser = dtype)]
+    pub dtype: Dtype,
+}
+
+#[derive(Args)]
+pub struct Model {
+    /// Directory with a Hugging Face checkpoint
+    #[arg(value_name = "MODEL")]
+    pub path: PathBuf,
+}
+
+/// How an answer is chosen and where it ends.
+#[derive(Args)]
+#[command(next_help_heading = "Answer (defaults: the model's generation_config.json)")]
+pub struct Answer {
+    /// The most tokens to add
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub max_new_tokens: Option<usize>,
+    /// 0 always takes the most probable token; higher is more varied
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
+    pub temperature: Option<f32>,
+    /// Choose among the K most probable tokens; 0: among all
+    #[arg(long, value_name = "K")]
+    pub top_k: Option<usize>,
+    /// Choose among the most probable tokens that together reach this probability
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub top_p: Option<f32>,
+    /// Choose among tokens at least this fraction as probable as the most probable one
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub min_p: Option<f32>,
+    /// Above 1: make tokens that occurred less probable
+    #[arg(long, value_name = "R", allow_negative_numbers = true)]
+    pub repetition_penalty: Option<f32>,
+    /// Equal seeds give equal answers
+    #[arg(long, value_name = "S")]
+    pub seed: Option<u64>,
+    /// Text at which to end; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    pub stop: Vec<String>,
+    /// Go on after the model's end token
+    #[arg(long)]
+    pub ignore_eos: bool,
+}
+
+impl Answer {
+    /// What is asked for, over the model's defaults.
+    pub fn over(&self, defaults: GenerateOptions) -> GenerateOptions {
+        let mut options = defaults;
+        let sampling = &mut options.sampling;
+        set(&mut options.max_new_tokens, self.max_new_tokens);
+        set(&mut sampling.temperature, self.temperature);
+        set(&mut sampling.top_k, self.top_k);
+        set(&mut sampling.top_p, self.top_p);
+        set(&mut sampling.min_p, self.min_p);
+        set(&mut sampling.repetition_penalty, self.repetition_penalty);
+        set(&mut sampling.seed, self.seed);
+        options.stop.extend_from_slice(&self.stop);
+        if self.ignore_eos {
+            options.eos.clear();
+        }
+        options
+    }
+}
+
+fn set<T: Copy>(value: &mut T, asked: Option<T>) {
+    *value = asked.unwrap_or(*value);
+}
+
+/// Memory, disk and processor.
+#[derive(Args)]
+#[command(next_help_heading = "Memory, disk and processor")]
+pub struct Resources {
+    /// Hard limit on memory for weights, context and activations, such as 4GiB [default: half of what is free]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub ram: Option<u64>,
+    /// The most tokens of a sequence, prompt and answer together [default: what is needed; for
+    /// plan and chat 4096, or what the model was made for if less]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub context: Option<usize>,
+    /// Where to compute: auto or cpu
+    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = str::parse::<Device>)]
+    pub device: Device,
+    /// Threads that compute [default: one for each core]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub threads: Option<usize>,
+    /// How to read: uring, pread or buffered [default: the first that works]
+    #[arg(long, value_name = "READER", value_parser = reader)]
+    pub reader: Option<ReaderKind>,
+    /// Size of one read, such as 4MiB [default: measured]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub chunk: Option<u64>,
+    /// Reads in flight for each drive [default: measured]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub depth: Option<usize>,
+    /// A directory with the same files on another drive, to be read in parallel; may be given several times
+    #[arg(long, value_name = "DIR")]
+    pub replica: Vec<PathBuf>,
+}
+
+impl Resources {
+    /// How to open a model for so many sequences, which need `context` tokens where no number was given.
+    pub fn options(&self, context: Option<usize>, sequences: usize) -> Options {
+        Options {
+            ram: self.ram,
+            context: self.context.or(context),
+            sequences,
+            all_logits: false,
+            disk: DiskOptions {
+                reader: self.reader,
+                chunk_bytes: self.chunk.map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX)),
+                depth: self.depth,
+            },
+            replicas: self.replica.clone(),
+            threads: self.threads,
+        }
+    }
+}
+
+fn reader(text: &str) -> Result<ReaderKind, String> {
+    text.parse().map_err(|e: crate::Error| e.to_string())
+}
+
+fn dtype(text: &str) -> Result<Dtype, String> {
+    match text {
+        "bf16" => Ok(Dtype::Bf16),
+        "f16" => Ok(Dtype::F16),
+        "f32" => Ok(Dtype::F32),
+        _ => Err("expected bf16, f16 or f32".into()),
+    }
+}
+
+/// Names live as long as the program, which is what clap asks of them.
+fn presets() -> PossibleValuesParser {
+    PossibleValuesParser::new(Spec::presets().into_iter().map(|name| &*name.leak()))
+}

@@ -1,0 +1,41 @@
+//! `tokenize`, `detokenize`, `render-chat`: the text side alone, without a model.
+
+use std::path::Path;
+
+use crate::checkpoint::read_json;
+use crate::error::Result;
+use crate::text::{ChatInput, TextSide, Tokenizer};
+
+use super::args;
+use super::{output, prompts};
+
+pub fn tokenize(args: &args::Tokenize) -> Result<()> {
+    let tokenizer = Tokenizer::open(dir(&args.model.path))?;
+    output::json(&tokenizer.encode(&prompts::utf8_input()?, !args.no_special)?)
+}
+
+pub fn detokenize(args: &args::Detokenize) -> Result<()> {
+    let tokenizer = Tokenizer::open(dir(&args.model.path))?;
+    output::print_exact(&tokenizer.decode(&args.ids.0, args.skip_special)?)
+}
+
+pub fn render_chat(args: &args::RenderChat) -> Result<()> {
+    let messages = read_json(&args.messages)?;
+    let tools = args.tools.as_deref().map(read_json).transpose()?;
+    let input = ChatInput {
+        tools: tools.as_ref(),
+        add_generation_prompt: !args.no_generation_prompt,
+        ..ChatInput::new(&messages)
+    };
+    let text = TextSide::open(dir(&args.model.path))?;
+    output::print_exact(&text.chat_template()?.render(&input)?)
+}
+
+/// The directory of a model that is given as one, or as its only file.
+fn dir(model: &Path) -> &Path {
+    match model.parent() {
+        Some(parent) if model.is_file() && parent.as_os_str().is_empty() => Path::new("."),
+        Some(parent) if model.is_file() => parent,
+        _ => model,
+    }
+}
