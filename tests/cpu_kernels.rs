@@ -165,6 +165,27 @@ fn matmul_bits_do_not_depend_on_company() {
     }
 }
 
+/// More rows than any block of the arithmetic holds, for every number of tokens that is a case of its own.
+#[test]
+fn a_tile_of_thousands_of_rows_is_multiplied_whole_by_every_instruction_set() {
+    let mut random = Random(3);
+    let (k, rows) = (5, 10_007);
+    for float in floats() {
+        let w = Matrix::random(&mut random, float, rows, k);
+        for n in [1, 2, 3, 4, 5, 7, 130] {
+            let x = random.numbers(n * k);
+            let results: Vec<_> = cpus().iter_mut().map(|cpu| bits(&product(cpu, w.tile(), &x, None))).collect();
+            let spread: Vec<f32> = (0..n)
+                .flat_map(|t| [0, rows / 2, rows - 1].map(|r| (t, r)))
+                .map(|(t, r)| (0..k).map(|i| w.values[r * k + i] as f64 * x[t * k + i] as f64).sum::<f64>() as f32)
+                .collect();
+            let found = (0..n).flat_map(|t| [0, rows / 2, rows - 1].map(|r| f32::from_bits(results[0][t * rows + r])));
+            assert!(found.zip(spread).all(|(a, b)| (a - b).abs() < 1e-5), "{n} tokens, {float:?}");
+            assert!(results.iter().all(|bits| *bits == results[0]), "{n} tokens, {float:?}");
+        }
+    }
+}
+
 #[test]
 fn matmul_adds_and_leaves_other_columns_alone() {
     let mut cpu = Cpu::new(Some(2)).unwrap();

@@ -1,5 +1,6 @@
-//! The status line: what a pass is doing while nothing else appears. It is on standard error, and only where that is a
-//! terminal. Where the text goes to the same terminal, the line is below the text and gone before more text comes.
+//! The status line: how far a pass is, or, where passes are too short for that, how fast they come. It is on standard
+//! error, and only where that is a terminal. Where the text goes to the same terminal, the line is below the text, moves
+//! down with it, and is gone at the end.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
@@ -13,9 +14,9 @@ use crate::error::Result;
 use super::output;
 use super::table::{data, rate, seconds};
 
-/// A pass that is over sooner needs no status.
+/// A pass that is over sooner gets no bar of its own.
 const PATIENCE: Duration = Duration::from_millis(300);
-const INTERVAL: Duration = Duration::from_millis(100);
+const INTERVAL: Duration = Duration::from_millis(50);
 const CELLS: u64 = 20;
 
 /// Shows the progress of passes until it is dropped, and prints text meanwhile.
@@ -29,6 +30,8 @@ struct Screen {
     /// Text and status share a terminal.
     shared: bool,
     shown: bool,
+    /// What the line says.
+    line: String,
     /// Tokens of the longest answer so far.
     tokens: usize,
     /// Columns of the text's last line.
@@ -36,22 +39,24 @@ struct Screen {
 }
 
 impl Status {
-    /// Begins to watch. Nothing is shown where standard error is no terminal.
+    /// Begins to watch. Nothing is shown where standard error is no terminal, or a dumb one.
     pub fn watch(progress: Progress) -> Status {
         let shared = io::stdout().is_terminal();
-        let screen = Arc::new(Mutex::new(Screen { shared, shown: false, tokens: 0, column: 0 }));
-        let ticker = io::stderr().is_terminal().then(|| {
+        let screen = Arc::new(Mutex::new(Screen { shared, shown: false, line: String::new(), tokens: 0, column: 0 }));
+        let ticker = (io::stderr().is_terminal() && !is_dumb()).then(|| {
             let (stop, stopped) = channel();
             let screen = Arc::clone(&screen);
             let tick = move || {
+                let run = Run { passes: progress.passes(), since: Instant::now() };
                 let mut pass = Pass { number: progress.passes(), since: Instant::now() };
                 while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(INTERVAL) {
                     pass.update(&progress);
-                    if pass.since.elapsed() > PATIENCE && progress.bytes() < progress.total() {
-                        let mut screen = lock(&screen);
-                        let line = pass.describe(&progress, screen.tokens);
-                        screen.show(&line);
-                    }
+                    let mut screen = lock(&screen);
+                    screen.line = match pass.since.elapsed() > PATIENCE {
+                        true => pass.describe(&progress, screen.tokens),
+                        false => run.describe(&progress, screen.tokens),
+                    };
+                    screen.show();
                 }
             };
             (stop, thread::spawn(tick))
@@ -66,9 +71,14 @@ impl Status {
         if text.is_empty() {
             return Ok(());
         }
-        screen.clear();
+        let shown = screen.clear();
         screen.advance(text);
-        output::print(text)
+        output::print(text)?;
+        // After a line break the next tick is soon enough, and there may be no more text.
+        if shown && screen.column > 0 {
+            screen.show();
+        }
+        Ok(())
     }
 }
 
@@ -85,6 +95,22 @@ impl Drop for Status {
 
 fn lock(screen: &Mutex<Screen>) -> MutexGuard<'_, Screen> {
     screen.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// All passes since the status began.
+struct Run {
+    passes: u64,
+    since: Instant,
+}
+
+impl Run {
+    /// `token 37  430 tokens/s  1.99 GB/s`; the bytes are those of weights, wherever they were.
+    fn describe(&self, progress: &Progress, tokens: usize) -> String {
+        let passes = progress.passes().saturating_sub(self.passes);
+        let bytes = passes.saturating_sub(1) * progress.total() + progress.bytes();
+        let time = self.since.elapsed().as_secs_f64();
+        format!("token {}  {:.0} tokens/s  {}", tokens + 1, tokens as f64 / time, rate(bytes as f64 / time))
+    }
 }
 
 /// The running pass, as the ticker has seen it.
@@ -117,13 +143,13 @@ impl Pass {
 
 impl Screen {
     /// Draws the line, or draws it again. Losing it (a closed terminal) is no error.
-    fn show(&mut self, line: &str) {
+    fn show(&mut self) {
         let width = terminal_width();
         // With a full last line the terminal waits to wrap, a state that drawing would lose.
         if self.shared && self.column > 0 && self.column.is_multiple_of(width) {
             return;
         }
-        let line: String = line.chars().take(width - 1).collect();
+        let line: String = self.line.chars().take(width - 1).collect();
         let drawn = match self.below() {
             // Makes room below without moving the text, draws there, and returns to the text's end.
             true => write!(io::stderr(), "\x1bD\x1b[A\x1b7\x1b[B\r{line}\x1b[K\x1b8"),
@@ -132,13 +158,16 @@ impl Screen {
         self.shown = drawn.is_ok();
     }
 
-    fn clear(&mut self) {
-        if std::mem::take(&mut self.shown) {
+    /// Takes the line off the terminal; whether it was there.
+    fn clear(&mut self) -> bool {
+        let shown = std::mem::take(&mut self.shown);
+        if shown {
             let _ = match self.below() {
                 true => write!(io::stderr(), "\x1b7\x1b[B\r\x1b[K\x1b8"),
                 false => write!(io::stderr(), "\r\x1b[K"),
             };
         }
+        shown
     }
 
     /// Whether there is text on the cursor's line.
@@ -152,6 +181,11 @@ impl Screen {
             None => self.column += text.chars().count(),
         }
     }
+}
+
+/// Whether the terminal says that it cannot move its cursor.
+fn is_dumb() -> bool {
+    std::env::var_os("TERM").is_some_and(|term| term == "dumb")
 }
 
 fn terminal_width() -> usize {

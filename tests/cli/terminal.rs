@@ -48,6 +48,7 @@ fn slow_passes_show_what_they_do() {
         "--ram",
         "600MiB",
     ]);
+    command.env("TERM", "xterm");
     let printed = on_terminal(command);
     assert!(printed.contains("prompt, pass 1 ["), "{printed:?}");
     assert!(printed.contains("GB/s") && printed.contains(" left"), "{printed:?}");
@@ -58,9 +59,19 @@ fn slow_passes_show_what_they_do() {
 }
 
 #[test]
-fn fast_passes_show_nothing() {
+fn fast_passes_show_how_fast_they_are_below_the_text() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_layerstream"));
-    command.arg("generate").arg(demo()).args(["Capital of Japan?", "--max-new-tokens", "2"]);
+    let long = ["Hello", "--max-new-tokens", "1500", "--ignore-eos", "--ram", "16MiB"];
+    command.arg("generate").arg(demo()).args(long).env("TERM", "xterm");
+    let printed = on_terminal(command);
+    assert!(printed.contains(" tokens/s  ") && printed.contains("B/s\u{1b}[K\u{1b}8"), "{printed:?}");
+    assert!(printed.ends_with("\r\n"), "{printed:?}");
+}
+
+#[test]
+fn a_dumb_terminal_gets_text_alone() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_layerstream"));
+    command.arg("generate").arg(demo()).args(["Capital of Japan?", "--max-new-tokens", "2"]).env("TERM", "dumb");
     assert_eq!(on_terminal(command), " Tok\r\n");
 }
 
@@ -80,7 +91,15 @@ fn chat() -> (Child, File) {
     let (ours, theirs) = terminal();
     let copy = || Stdio::from(OwnedFd::from(theirs.try_clone().unwrap()));
     let mut command = Command::new(env!("CARGO_BIN_EXE_layerstream"));
-    let chat = command.arg("chat").arg(demo()).stdin(copy()).stdout(copy()).stderr(copy()).spawn().unwrap();
+    let chat = command
+        .arg("chat")
+        .arg(demo())
+        .env("TERM", "dumb")
+        .stdin(copy())
+        .stdout(copy())
+        .stderr(copy())
+        .spawn()
+        .unwrap();
     (chat, ours)
 }
 

@@ -129,7 +129,10 @@ impl Block<'_> {
             2 if V::WIDE => few::<V, E, 4, 2>(w, tokens(x, w.k), out),
             2 => few::<V, E, 2, 2>(w, tokens(x, w.k), out),
             3 if V::WIDE => few::<V, E, 4, 3>(w, tokens(x, w.k), out),
+            3 => few::<V, E, 2, 3>(w, tokens(x, w.k), out),
             4 if V::WIDE => few::<V, E, 4, 4>(w, tokens(x, w.k), out),
+            4 => few::<V, E, 1, 4>(w, tokens(x, w.k), out),
+            // More than FEW: so that no block of more rows than a panel has comes here.
             _ => panel::multiply::<V, E>(w, x, out, panel),
         }
     }
