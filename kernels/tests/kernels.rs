@@ -3,29 +3,42 @@
 use layerstream_kernels::check::{Check, Outcome, gemm, norm};
 use layerstream_kernels::host::{Dialect, HostDevice, Schedule};
 
-/// Runs a check on every dialect under every schedule, each with inputs of its own.
-fn everywhere(check: fn(&mut Check) -> Outcome) {
-    for dialect in Dialect::ALL {
-        for (seed, schedule) in Schedule::all(1).enumerate() {
-            let mut device = HostDevice::new(dialect, schedule);
-            if let Err(message) = check(&mut Check::new(&mut device, seed as u64)) {
-                panic!("{message}");
-            }
+/// Runs a check under every schedule, each with inputs of its own.
+fn under_every_schedule(dialect: Dialect, check: fn(&mut Check) -> Outcome) {
+    for (seed, schedule) in Schedule::all(1).enumerate() {
+        let mut device = HostDevice::new(dialect, schedule);
+        if let Err(message) = check(&mut Check::new(&mut device, seed as u64)) {
+            panic!("{message}");
         }
     }
 }
 
-#[test]
-fn norm_matches_float64() {
-    everywhere(norm::check);
+/// One test a dialect for each check.
+macro_rules! on_every_dialect {
+    ($($name:ident: $check:path;)*) => {$(
+        mod $name {
+            use super::*;
+
+            #[test]
+            fn sm_75() {
+                under_every_schedule(Dialect::Sm75, $check);
+            }
+
+            #[test]
+            fn sm_80() {
+                under_every_schedule(Dialect::Sm80, $check);
+            }
+
+            #[test]
+            fn sm_90() {
+                under_every_schedule(Dialect::Sm90, $check);
+            }
+        }
+    )*};
 }
 
-#[test]
-fn gemm_matches_float64() {
-    everywhere(gemm::check);
-}
-
-#[test]
-fn gemm_rows_do_not_depend_on_their_neighbours() {
-    everywhere(gemm::check_neighbours);
+on_every_dialect! {
+    norm_matches_float64: norm::check;
+    gemm_matches_float64: gemm::check;
+    gemm_rows_do_not_depend_on_their_neighbours: gemm::check_neighbours;
 }

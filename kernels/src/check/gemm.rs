@@ -106,8 +106,7 @@ fn case(check: &mut Check, form: Form, m: usize, n: usize, k: usize) -> Outcome 
                 continue;
             }
             let terms = xs[r * k..][..k].iter().zip(&weights[(column - first) * k..][..k]).map(|(a, b)| a * b);
-            let (sum, absolute, square) = terms
-                .fold((0f64, 0f64, 0f64), |(sum, absolute, square), t| (sum + t, absolute + t.abs(), square + t * t));
+            let (sum, square) = terms.fold((0f64, 0f64), |(sum, square), t| (sum + t, square + t * t));
             let added = biases[column] + if residual { before } else { 0.0 };
             norm = norm.max(square.sqrt());
             largest = largest.max(sum.abs().max(square.sqrt()) + added.abs());

@@ -113,7 +113,7 @@ pub fn random_tile(check: &mut Check, form: Form, first: usize, n: usize, k: usi
             } else {
                 plain_scales(check, &mut weights, count)
             };
-            let q = |i: usize| if i % 2 == 0 { bytes[i / 2] >> 4 } else { bytes[i / 2] & 15 };
+            let q = |i: usize| bytes[i / 2] >> (4 - i % 2 * 4) & 15;
             tile.map(|i| f64::from(NF4[q(i) as usize]) * scales[i >> block]).collect()
         }
     };
