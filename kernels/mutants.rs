@@ -57,7 +57,7 @@ fn mutants(file: &str, source: &str) -> Vec<Mutant> {
         {
             for (i, _) in code.match_indices(name) {
                 let before = code[..i].chars().next_back();
-                let is_definition = code.contains("__device__") || code.contains("void ");
+                let is_definition = code.contains("bool within(");
                 if is_definition || before.is_some_and(|c| c.is_alphanumeric() || c == '_') {
                     continue;
                 }
