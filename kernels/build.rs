@@ -76,7 +76,7 @@ fn bindings(folder: &Path) {
         .layout_tests(true);
     // bindgen panics when it finds no libclang.
     std::panic::set_hook(Box::new(|_| {}));
-    let result = std::panic::catch_unwind(|| builder.generate());
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| builder.generate()));
     drop(std::panic::take_hook());
     match result {
         Ok(Ok(bindings)) => {
