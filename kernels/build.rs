@@ -179,7 +179,9 @@ mod host {
     const DIALECTS: [u32; 3] = [750, 800, 900];
 
     pub fn build(folder: &Path) {
-        println!("cargo::rerun-if-env-changed=LAYERSTREAM_HOST_SANITIZE");
+        for name in ["LAYERSTREAM_HOST_SANITIZE", "CXX", "CXXFLAGS"] {
+            println!("cargo::rerun-if-env-changed={name}");
+        }
         let sanitize = env::var("LAYERSTREAM_HOST_SANITIZE").ok();
         let mut cc = cc::Build::new();
         cc.cpp(true).opt_level(2).debug(false).cargo_metadata(false).warnings(false);
