@@ -12,6 +12,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 
+#[path = "src/nvcc.rs"]
+mod nvcc;
+
 fn main() {
     // The mutation check compiles a copy of the sources that it has tampered with.
     println!("cargo::rerun-if-env-changed=LAYERSTREAM_KERNEL_SOURCES");
@@ -51,11 +54,9 @@ fn files(folder: &Path, extensions: &[&str]) -> Vec<PathBuf> {
     found
 }
 
-/// The target folder: the nearest ancestor of OUT_DIR that cargo has tagged as a cache.
 fn target_dir() -> PathBuf {
     let out = PathBuf::from(var("OUT_DIR"));
-    let tagged = out.ancestors().filter(|dir| dir.join("CACHEDIR.TAG").exists()).last();
-    tagged.unwrap_or(&out).to_path_buf()
+    nvcc::target_dir(&out).unwrap_or(out)
 }
 
 // --- params.h to Rust ------------------------------------------------------------------------------------------------
@@ -137,8 +138,13 @@ impl Job {
         if !output.status.success() {
             return Err(format!("{:?} failed:\n{said}", self.command));
         }
-        if !said.trim().is_empty() {
-            println!("cargo::warning={}", said.trim().replace('\n', " | "));
+        let (facts, rest) = nvcc::facts_and_rest(&said);
+        if !rest.trim().is_empty() {
+            println!("cargo::warning={}", rest.trim().replace('\n', " | "));
+        }
+        let kept = facts.is_empty() || fs::write(self.output.with_extension("ptxas"), facts).is_ok();
+        if !kept {
+            return Err(format!("cannot write beside {}", self.output.display()));
         }
         fs::rename(&partial, &self.output).map_err(|e| format!("cannot write {}: {e}", self.output.display()))
     }
@@ -265,20 +271,16 @@ mod device {
         archs.sort_unstable();
         archs.dedup();
 
-        let nvcc = find_nvcc();
+        let nvcc = nvcc::find(&target_dir()).unwrap_or_else(|| {
+            let ways = "Or build without CUDA: `cargo build --no-default-features --features cli`";
+            stop(&format!("{}.\n{ways}", nvcc::MISSING))
+        });
         let version = Command::new(&nvcc).arg("--version").output().map(|o| o.stdout).unwrap_or_default();
         let version = String::from_utf8_lossy(&version).into_owned();
         let mut sources = files(folder, &["cu"]);
         sources.sort_by_key(|path| std::cmp::Reverse(fs::metadata(path).map_or(0, |m| m.len()))); // the slowest first
         let jobs = sources.iter().map(|source| {
-            let mut command = Command::new(&nvcc);
-            command.args(["-fatbin", "-std=c++17", "-O3", "-lineinfo", "-allow-unsupported-compiler"]);
-            command.args(["--compress-mode=size", "-Xcudafe", "--diag_suppress=177"]); // 177: a helper this file does not use
-            for (i, arch) in archs.iter().enumerate() {
-                let code = if i == 0 { format!("[sm_{arch},compute_{arch}]") } else { format!("sm_{arch}") };
-                command.arg("-gencode").arg(format!("arch=compute_{arch},code={code}"));
-            }
-            command.arg(source);
+            let command = nvcc::command(&nvcc, &archs, source);
             Job::new(std::slice::from_ref(source), command, "fatbin", &version)
         });
         let fatbins = run_all(jobs.collect());
@@ -288,26 +290,14 @@ mod device {
         let mut table = String::from("&[\n");
         for (source, fatbin) in sources.iter().zip(&fatbins) {
             let name = source.file_stem().and_then(|s| s.to_str()).expect("a UTF-8 file name");
-            fs::copy(fatbin, out.join(format!("{name}.fatbin"))).expect("OUT_DIR can be written");
+            for kind in ["fatbin", "ptxas"] {
+                fs::copy(fatbin.with_extension(kind), out.join(format!("{name}.{kind}")))
+                    .expect("OUT_DIR can be written");
+            }
+            let path = format!("concat!(env!(\"OUT_DIR\"), \"/{name}");
             table +=
-                &format!("(\"{name}\", &Aligned(*include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{name}.fatbin\")))),\n");
+                &format!("(\"{name}\", &Aligned(*include_bytes!({path}.fatbin\"))), include_str!({path}.ptxas\"))),\n");
         }
         fs::write(out.join("fatbins.rs"), table + "]\n").expect("OUT_DIR can be written");
-    }
-
-    fn find_nvcc() -> PathBuf {
-        if let Some(nvcc) = env::var_os("NVCC") {
-            return nvcc.into();
-        }
-        let home = env::var_os("CUDA_HOME").map(|home| PathBuf::from(home).join("bin/nvcc"));
-        let path = env::var_os("PATH").unwrap_or_default();
-        let in_path = env::split_paths(&path).map(|dir| dir.join("nvcc"));
-        let installed = target_dir().join("cuda/nvidia/cu13/bin/nvcc");
-        home.into_iter().chain(in_path).chain([installed]).find(|nvcc| nvcc.is_file()).unwrap_or_else(|| {
-            stop(
-                "nvcc was not found (looked in NVCC, CUDA_HOME, PATH and target/cuda). Either install it without root with\n\
-                 `make cuda-toolchain`, or build without CUDA: `cargo build --no-default-features --features cli`",
-            )
-        })
     }
 }

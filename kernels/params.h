@@ -74,3 +74,14 @@ struct GemmParams {
     long long out_stride;
     int m, n, k;
 };
+
+/* peak_copy, peak_read, peak_mma (peak.cu): what a card can do at best, which other kernels are measured against. */
+struct PeakParams {
+    const void *in;  /* peak_copy, peak_read: `bytes` bytes; 16-byte aligned */
+    void *out;       /* peak_copy: `bytes` bytes, 16-byte aligned; else: a float32 a thread of the grid */
+    long long bytes; /* a multiple of 16 */
+    int rounds;      /* peak_mma: how often each warp does PEAK_CHAINS multiplies */
+};
+
+/* Multiplies that a warp of peak_mma has in flight. */
+#define PEAK_CHAINS 8

@@ -38,6 +38,9 @@ install() { # stamp, packages...
     fi
     echo "installing $* into $dest"
     mkdir -p "$dest"
+    # build.rs knows the target folder by this tag, which cargo writes only into a folder that it makes itself.
+    tag=${dest%/cuda}/CACHEDIR.TAG
+    [ -f "$tag" ] || echo 'Signature: 8a477f597d28d172789f06886806bc55' >"$tag"
     PIP_ROOT_USER_ACTION=ignore python3 -m pip install --quiet --upgrade --target "$dest" "$@"
     touch "$dest/$stamp"
 }

@@ -14,12 +14,42 @@ use crate::params::Dtype;
 
 pub mod gemm;
 pub mod norm;
+pub mod peak;
 mod weights;
+
+/// Every check and what it is called: a line each. `make kernel-mutants` runs, for a file `x.cu`, those with x in their
+/// names. Calls the macro `$with` with all lines.
+#[macro_export]
+macro_rules! every_check {
+    ($with:ident) => {
+        $with! {
+            norm_matches_float64: $crate::check::norm::check;
+            gemm_matches_float64: $crate::check::gemm::check;
+            gemm_rows_do_not_depend_on_their_neighbours: $crate::check::gemm::check_neighbours;
+            peak_is_exact: $crate::check::peak::check;
+        }
+    };
+}
+
+/// A check, for every device that there may be.
+pub type Checker = fn(&mut Check) -> Outcome;
+
+macro_rules! table {
+    ($($name:ident: $check:path;)*) => {
+        /// Every check by name.
+        pub const ALL: &[(&str, Checker)] = &[$((stringify!($name), $check)),*];
+    };
+}
+every_check!(table);
 
 /// Something with memory that can launch kernels.
 pub trait Device: Display {
     /// Memory with these bytes, aligned to 16 at least; `clear` frees it.
     fn alloc(&mut self, bytes: &[u8]) -> u64;
+    /// Memory of `len` bytes, filled with `pattern` over and over: for more than one would like to make or copy.
+    fn repeat(&mut self, pattern: &[u8], len: usize) -> Result<u64, String> {
+        Ok(self.alloc(&pattern.iter().copied().cycle().take(len).collect::<Vec<u8>>()))
+    }
     /// The first `len` bytes of an allocation.
     fn read(&mut self, address: u64, len: usize) -> Vec<u8>;
     /// Runs a kernel to its end. Fails also when it wrote beside an allocation, where the device can tell.
@@ -37,6 +67,13 @@ pub struct Output {
     pub address: u64,
     pub len: usize,
     pub dtype: Dtype,
+}
+
+impl Output {
+    /// What lies there, exactly.
+    pub fn read(self, device: &mut dyn Device) -> Vec<f64> {
+        decode(&device.read(self.address, self.len * size(self.dtype)), self.dtype)
+    }
 }
 
 /// A device, a source of numbers, and the case that runs (for messages).
@@ -102,7 +139,7 @@ impl<'a> Check<'a> {
 
     /// What the kernel has written, exactly.
     pub fn read(&mut self, output: Output) -> Vec<f64> {
-        decode(&self.device.read(output.address, output.len * size(output.dtype)), output.dtype)
+        output.read(self.device)
     }
 
     /// The gate: no element may be further from `truth` than twice the worst of the naive twin; the root of the mean

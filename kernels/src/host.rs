@@ -108,6 +108,11 @@ impl Kernel {
         unsafe { CStr::from_ptr(self.name) }.to_str().expect("kernel names are ASCII")
     }
 
+    /// The most threads that a block may have.
+    pub fn max_threads(&self) -> i32 {
+        self.max_threads
+    }
+
     /// Bytes of the kernel's one parameter.
     pub fn params_bytes(&self) -> usize {
         self.params_bytes

@@ -3,6 +3,7 @@
 
 pub mod gemm;
 pub mod norm;
+pub mod peak;
 
 /// How to launch one kernel. Mirrors `cuLaunchKernel`; the kernel's one parameter is a struct of [`crate::params`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

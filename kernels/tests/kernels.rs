@@ -1,6 +1,7 @@
 //! Every kernel on the host build: all dialects, copies that land early and late, and every order of threads.
 
-use layerstream_kernels::check::{Check, Outcome, gemm, norm};
+use layerstream_kernels::check::{Check, Outcome};
+use layerstream_kernels::every_check;
 use layerstream_kernels::host::{Dialect, HostDevice, Schedule};
 
 /// Runs a check under every schedule, each with inputs of its own.
@@ -37,8 +38,4 @@ macro_rules! on_every_dialect {
     )*};
 }
 
-on_every_dialect! {
-    norm_matches_float64: norm::check;
-    gemm_matches_float64: gemm::check;
-    gemm_rows_do_not_depend_on_their_neighbours: gemm::check_neighbours;
-}
+every_check!(on_every_dialect);
