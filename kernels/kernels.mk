@@ -1,7 +1,7 @@
 # Targets of the kernels, to be included by the top Makefile.
 
 CARGO ?= cargo
-.PHONY: cuda-toolchain kernel-test kernel-mutants kernel-sanitize
+.PHONY: cuda-toolchain kernel-test kernel-mutants kernel-sanitize kernel-report kernel-figures
 
 # nvcc and libclang, without root, into target/cuda; nothing where they are present.
 cuda-toolchain:
@@ -21,3 +21,14 @@ kernel-mutants: cuda-toolchain
 kernel-sanitize: cuda-toolchain
 	LAYERSTREAM_HOST_SANITIZE=address,undefined ASAN_OPTIONS=verify_asan_link_order=0:detect_leaks=0 \
 		$(CARGO) test -p layerstream-kernels --test kernels
+
+# Registers, shared memory, spills and stack of every kernel for every target, from ptxas, into benches/results/ptxas.md.
+# Fails on any spill or local memory, naming kernel and target.
+kernel-report: cuda-toolchain
+	mkdir -p benches/results
+	$(CARGO) run -q -p layerstream-kernels --features workbench,device -- report --write benches/results/ptxas.md
+
+# On a machine with an NVIDIA GPU: all checks on it, then the shapes of real models against what this card can do.
+kernel-figures: cuda-toolchain
+	$(CARGO) run -q --release -p layerstream-kernels --features workbench,device -- check --device gpu
+	$(CARGO) run -q --release -p layerstream-kernels --features workbench,device -- sweep

@@ -192,7 +192,7 @@ fn check(arguments: &CheckArguments) -> Result<(), String> {
         (Ok(device), None) => on_gpu(device, &checks, arguments.seeds),
         (Ok(device), Some(variant)) => on_gpu(with(&device, &variant)?, &checks, arguments.seeds),
         (Err(reason), Some(_)) => Err(format!("the variant compiles, but to check it takes a GPU: {reason}")),
-        (Err(reason), None) if arguments.device == Where::Gpu => Err(reason),
+        (Err(reason), None) if arguments.device == Where::Gpu => Err(format!("there is no GPU to check on: {reason}")),
         (Err(reason), None) => {
             println!("Checking with the host build, on this CPU ({reason}).");
             on_host(&checks)
@@ -205,7 +205,7 @@ fn compile(variant: Option<&Path>, device: Option<&GpuDevice>) -> Result<Option<
     let arch = device.map_or(Ok(90), |device| device.gpu.arch())?;
     let variant = variant::compile(file, arch)?;
     let ours: Vec<&str> = Kernel::all().map(Kernel::name).collect();
-    variant.require(&ours)?;
+    variant.require(&ours, "our kernels, which `kernels list` shows")?;
     eprint!("{}, compiled for sm_{arch}:\n\n{}\n", variant.file, report::table(&variant.usages));
     report::complaints(&variant.usages).iter().for_each(|line| eprintln!("note: {line}"));
     Ok(Some(variant))
@@ -327,7 +327,8 @@ fn measure(
     // SAFETY: what `prepare` has allocated on `device`, which stays until it is cleared.
     let mut rows = vec![row(OURS, unsafe { meter.time(&steps)? })];
     let Some((variant, theirs)) = variant else { return Ok((rows, None)) };
-    variant.require(&case.steps.iter().map(|(launch, _)| launch.kernel).collect::<Vec<_>>())?;
+    let kernels: Vec<&str> = case.steps.iter().map(|(launch, _)| launch.kernel).collect();
+    variant.require(&kernels, &format!("what {} launches: {}", case.name, kernels.join(", ")))?;
     let ours = case.out.read(device);
     let steps = theirs.resolve(&case.steps)?;
     // SAFETY: as above; the context is the same.

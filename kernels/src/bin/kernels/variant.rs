@@ -43,12 +43,12 @@ pub fn compile(file: &Path, arch: u32) -> Result<Variant, String> {
 }
 
 impl Variant {
-    /// Fails unless one of these kernels is in the file.
-    pub fn require(&self, kernels: &[&str]) -> Result<(), String> {
+    /// Fails unless one of these kernels is in the file; `what` says what they are.
+    pub fn require(&self, kernels: &[&str], what: &str) -> Result<(), String> {
         if kernels.iter().any(|kernel| self.usages.contains_key(*kernel)) {
             return Ok(());
         }
         let has: Vec<&str> = self.usages.keys().map(String::as_str).collect();
-        Err(format!("{} has {}, none of which is {}", self.file, has.join(", "), kernels.join(" or ")))
+        Err(format!("{} has {}, but none of {what}", self.file, has.join(", ")))
     }
 }
