@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 
-use layerstream_kernels::check::Device;
+use layerstream_kernels::check::{Device, Output};
 use layerstream_kernels::driver::{Function, Gpu, Memory, Module, Stream};
 use layerstream_kernels::launch::Launch;
 
@@ -97,6 +97,13 @@ impl GpuDevice {
             Ok(Step { function: self.function(launch.kernel)?, launch: *launch, params: params.clone() })
         };
         steps.iter().map(resolve).collect()
+    }
+
+    /// Overwrites an output with NaN.
+    pub fn forget(&mut self, output: Output) -> Result<(), String> {
+        let found = self.allocations.iter_mut().find(|(memory, _)| memory.address() + GUARD as u64 == output.address);
+        let (memory, len) = found.expect("an address that alloc has returned");
+        Ok(memory.upload(GUARD, &vec![POISON; *len])?)
     }
 
     fn place(&mut self, len: usize) -> Result<&mut Memory, String> {

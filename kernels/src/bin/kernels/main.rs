@@ -194,7 +194,7 @@ fn check(arguments: &CheckArguments) -> Result<(), String> {
         (Err(reason), Some(_)) => Err(format!("the variant compiles, but to check it takes a GPU: {reason}")),
         (Err(reason), None) if arguments.device == Where::Gpu => Err(format!("there is no GPU to check on: {reason}")),
         (Err(reason), None) => {
-            println!("Checking with the host build, on this CPU ({reason}).");
+            eprintln!("Checking with the host build, on this CPU ({reason}).");
             on_host(&checks)
         }
     }
@@ -216,14 +216,14 @@ fn with(device: &GpuDevice, variant: &Variant) -> Result<GpuDevice, String> {
     unsafe { device.with_variant(&variant.file, &variant.image) }
 }
 
-/// Says how a check goes, and passes on how it went.
+/// Says how a check went, also to whoever called. On standard error, for standard output may be JSON.
 fn announce(name: &str, on: &str, run: impl FnOnce() -> Result<(), String>) -> bool {
     let start = Instant::now();
     let outcome = run();
     let seconds = start.elapsed().as_secs_f64();
     match &outcome {
-        Ok(()) => println!("ok      {name}, {on} ({seconds:.1} s)"),
-        Err(message) => println!("FAILED  {name}, {on}: {message}"),
+        Ok(()) => eprintln!("ok      {name}, {on} ({seconds:.1} s)"),
+        Err(message) => eprintln!("FAILED  {name}, {on}: {message}"),
     }
     outcome.is_ok()
 }
@@ -330,6 +330,7 @@ fn measure(
     let kernels: Vec<&str> = case.steps.iter().map(|(launch, _)| launch.kernel).collect();
     variant.require(&kernels, &format!("what {} launches: {}", case.name, kernels.join(", ")))?;
     let ours = case.out.read(device);
+    device.forget(case.out)?;
     let steps = theirs.resolve(&case.steps)?;
     // SAFETY: as above; the context is the same.
     rows.push(row(&variant.file, unsafe { meter.time(&steps)? }));

@@ -81,8 +81,7 @@ impl Row {
     }
 
     pub fn line(&self, peaks: &Peaks) -> String {
-        let us = |seconds: f64| format!("{:.1} us", seconds * 1e6);
-        let spread = format!("{} to {}", us(self.times.quantile(0.05)), us(self.times.quantile(0.95)));
+        let spread = format!("{} to {}", duration(self.times.quantile(0.05)), duration(self.times.quantile(0.95)));
         let (bytes, flops) = (self.bytes_per_second(), self.flops_per_second());
         let goal = match (self.goal, self.reached(peaks)) {
             (Some(goal), Some(true)) => format!("  reaches the goal of {:.0} %", goal * 100.0),
@@ -92,7 +91,7 @@ impl Row {
         format!(
             "{:<44} {:>10} {spread:>21} {:>9.1} {:>6.1} % {:>9.2} {:>6.1} %{goal}",
             if self.whose == OURS { self.name.clone() } else { format!("  {}", self.whose) },
-            us(self.times.median()),
+            duration(self.times.median()),
             bytes / 1e9,
             100.0 * bytes / peaks.copy,
             flops / 1e12,
@@ -112,6 +111,10 @@ impl Row {
             "goal_fraction_of_copy": self.goal, "goal_reached": self.reached(peaks),
         })
     }
+}
+
+fn duration(seconds: f64) -> String {
+    if seconds < 10e-3 { format!("{:.1} us", seconds * 1e6) } else { format!("{:.2} ms", seconds * 1e3) }
 }
 
 /// `Row::whose` of the kernels of this package.
