@@ -36,3 +36,52 @@ struct NormParams {
     float eps;
     float gain_offset;     /* 1 for Gemma, whose checkpoints hold gain - 1; else 0 */
 };
+
+/* Some consecutive rows of a pass that are new tokens of one sequence, and where its keys and values lie. The cache of a
+ * layer is two arrays (keys: rows of dim; values: rows of v_dim) that all sequences share; a sequence has the rows
+ * [cache_row, cache_row + kv_heads * capacity) of both: [kv_heads, capacity]. */
+struct Sequence {
+    long long cache_row;
+    int capacity;
+    int first_row; /* of the pass */
+    int rows;      /* of the pass; not 0 */
+    int start;     /* position of the first of them; all positions before it are in the cache */
+};
+
+/* rope (rope.cu): turns q in place, and appends turned keys and plain values to the cache.
+ *
+ * Of each head, the elements [rotary_start, rotary_start + rotary_dim) turn in pairs: i and i + rotary_dim / 2, or with
+ * `interleaved` 2i and 2i + 1. Whatever makes the angles (scaling, positions, an attention factor) is in the tables. */
+struct RopeParams {
+    float *q;                         /* [rows, q_heads, dim] */
+    const float *k;                   /* [rows, kv_heads, dim] */
+    const float *v;                   /* [rows, kv_heads, v_dim] */
+    const float *k_shared;            /* [rows, rotary_dim]; optional: the elements that turn, for all key heads (MLA) */
+    const float *cos;                 /* [rows, rotary_dim / 2] */
+    const float *sin;                 /* [rows, rotary_dim / 2] */
+    void *keys;                       /* cache, rows of dim */
+    void *values;                     /* cache, rows of v_dim */
+    const struct Sequence *sequences;
+    const int *row_sequence;          /* [rows]: which of `sequences` a row belongs to */
+    long long q_stride, k_stride, v_stride, k_shared_stride; /* from row to row */
+    int k_head_stride, v_head_stride; /* from head to head: dim and v_dim where nothing lies between */
+    int rows;
+    int q_heads;                      /* 0: q stays as it is */
+    int kv_heads;                     /* 0: nothing is appended */
+    int dim, v_dim;
+    int rotary_start, rotary_dim;     /* rotary_dim is even; 0: nothing turns */
+    int interleaved;
+    enum Dtype cache_dtype;
+};
+
+/* convert (convert.cu): out[r] = scale * in[rows of in picked by ids]. Embedding lookup, a choice of rows, a change of
+ * dtype. `in` and `out` are different memory. */
+struct ConvertParams {
+    const void *in;            /* [any, cols] */
+    const int *ids;            /* [rows]: row of `in`; optional: r itself */
+    void *out;                 /* [rows, cols] */
+    long long in_stride, out_stride;
+    int rows, cols;
+    enum Dtype in_dtype, out_dtype;
+    float scale;
+};

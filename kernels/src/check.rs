@@ -12,7 +12,10 @@ use rand_chacha::ChaCha8Rng;
 use crate::launch::Launch;
 use crate::params::Dtype;
 
+pub mod convert;
 pub mod norm;
+mod ragged;
+pub mod rope;
 
 /// Something with memory that can launch kernels.
 pub trait Device: Display {
@@ -132,6 +135,14 @@ impl<'a> Check<'a> {
         match differs {
             None => Ok(()),
             Some(i) => Err(self.failure(&format!("{what}: element {i} is {:?} and {:?}", a.get(i), b.get(i)))),
+        }
+    }
+
+    /// What the reference leaves out (NaN in `truth`) must not have been written.
+    pub fn unwritten(&self, what: &str, got: &[f64], truth: &[f64]) -> Outcome {
+        match (0..truth.len()).find(|&i| truth[i].is_nan() && !got[i].is_nan()) {
+            None => Ok(()),
+            Some(i) => Err(self.failure(&format!("{what}: wrote {} at {i}, where nothing belongs", got[i]))),
         }
     }
 

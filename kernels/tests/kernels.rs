@@ -1,6 +1,6 @@
 //! Every kernel on the host build: all dialects, copies that land early and late, and every order of threads.
 
-use layerstream_kernels::check::{Check, Outcome, norm};
+use layerstream_kernels::check::{Check, Outcome, convert, norm, rope};
 use layerstream_kernels::host::{Dialect, HostDevice, Schedule};
 
 /// Runs a check on every dialect under every schedule, each with inputs of its own.
@@ -16,6 +16,16 @@ fn everywhere(check: fn(&mut Check) -> Outcome) {
 }
 
 #[test]
+fn convert_matches_float64() {
+    everywhere(convert::check);
+}
+
+#[test]
 fn norm_matches_float64() {
     everywhere(norm::check);
+}
+
+#[test]
+fn rope_matches_float64() {
+    everywhere(rope::check);
 }
