@@ -85,3 +85,28 @@ struct ConvertParams {
     enum Dtype in_dtype, out_dtype;
     float scale;
 };
+
+/* attention_prefill_*, attention_decode_*, attention_combine (attention_prefill.cu, attention_decode.cu).
+ *
+ *   out[row, head] = softmax(scores) . values,   score[j] = cap(q[row, head] . keys[j] * scale) + slope * (j - i)
+ *
+ * over the positions i - window < j <= i that a row at position i sees. heads / kv_heads consecutive query heads share a
+ * key head. The keys and values of the rows themselves are in the cache already. */
+struct AttentionParams {
+    const float *q;                   /* [rows of the pass, heads, dim] */
+    const void *keys;                 /* cache, rows of dim */
+    const void *values;               /* cache, rows of v_dim */
+    void *out;                        /* [rows of the pass, heads, v_dim] */
+    const struct Sequence *sequences; /* [sequence_count]: only their rows are computed */
+    struct Vector sinks;              /* [heads]; optional: a score that takes its share of the softmax and has no value */
+    const float *slopes;              /* [heads]; optional: ALiBi */
+    float *workspace;                 /* decode and the naive twin; launch::attention says how large */
+    long long q_stride, out_stride;   /* from row to row */
+    int sequence_count;
+    int heads, kv_heads, dim, v_dim;  /* dims at most 256 */
+    int window;                       /* positions that a row sees, its own included; 0: all */
+    int most_rows, most_keys;         /* largest `rows` and largest `start + rows` of the sequences */
+    enum Dtype cache_dtype, out_dtype;
+    float scale;                      /* above 0 */
+    float soft_cap;                   /* cap(x) = soft_cap * tanh(x / soft_cap); 0: cap(x) = x */
+};

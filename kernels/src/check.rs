@@ -12,6 +12,7 @@ use rand_chacha::ChaCha8Rng;
 use crate::launch::Launch;
 use crate::params::Dtype;
 
+pub mod attention;
 pub mod convert;
 pub mod norm;
 mod ragged;

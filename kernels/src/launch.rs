@@ -1,6 +1,7 @@
 //! Which kernel an operation takes, and with what grid, block and dynamic shared memory. The backend, the checks and the
 //! benchmarks all ask here, so that what was checked is what runs.
 
+pub mod attention;
 pub mod convert;
 pub mod norm;
 pub mod rope;

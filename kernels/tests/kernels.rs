@@ -1,6 +1,6 @@
 //! Every kernel on the host build: all dialects, copies that land early and late, and every order of threads.
 
-use layerstream_kernels::check::{Check, Outcome, convert, norm, rope};
+use layerstream_kernels::check::{Check, Outcome, attention, convert, norm, rope};
 use layerstream_kernels::host::{Dialect, HostDevice, Schedule};
 
 /// Runs a check on every dialect under every schedule, each with inputs of its own.
@@ -13,6 +13,16 @@ fn everywhere(check: fn(&mut Check) -> Outcome) {
             }
         }
     }
+}
+
+#[test]
+fn attention_prefill_matches_float64() {
+    everywhere(attention::check_prefill);
+}
+
+#[test]
+fn attention_decode_matches_float64() {
+    everywhere(attention::check_decode);
 }
 
 #[test]
