@@ -13,14 +13,11 @@ use std::process::Command;
 use std::sync::Mutex;
 
 fn main() {
-    let folder = PathBuf::from(var("CARGO_MANIFEST_DIR"));
-    for watched in ["build.rs", "params.h", "host/shim.h", "host/shim.cpp", "host/kernel.cpp"] {
-        println!("cargo::rerun-if-changed={watched}");
-    }
-    for source in files(&folder, &["cu", "cuh"]) {
-        println!("cargo::rerun-if-changed={}", source.display());
-    }
-    println!("cargo::rerun-if-changed=."); // a new kernel file
+    // The mutation check compiles a copy of the sources that it has tampered with.
+    println!("cargo::rerun-if-env-changed=LAYERSTREAM_KERNEL_SOURCES");
+    let folder = PathBuf::from(env::var("LAYERSTREAM_KERNEL_SOURCES").unwrap_or_else(|_| var("CARGO_MANIFEST_DIR")));
+    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed={}", folder.display()); // all of it: a kernel may be new
 
     bindings(&folder);
     #[cfg(feature = "host")]
@@ -195,7 +192,9 @@ mod host {
         let mut shim_command = command();
         shim_command.arg(&shim);
         let mut jobs = vec![Job::new(&[shim], shim_command, "o", &cpu)];
-        for source in files(folder, &["cu"]) {
+        let mut sources = files(folder, &["cu"]);
+        sources.push(folder.join("host/selftest.cu"));
+        for source in sources {
             for arch in DIALECTS {
                 let wrapper = folder.join("host/kernel.cpp");
                 let mut command = command();

@@ -110,3 +110,41 @@ struct AttentionParams {
     float scale;                      /* above 0 */
     float soft_cap;                   /* cap(x) = soft_cap * tanh(x / soft_cap); 0: cap(x) = x */
 };
+
+/* A run of rows (a tile) of a weight matrix [all rows, k], in the checkpoint's own bytes, row-major. Which encoding it is
+ * goes with the name of the kernel (dequant.cuh):
+ *
+ *   f32 f16 bf16  the numbers
+ *   int8          w = q * scale[block], q signed
+ *   nf4           w = NF4[q] * scale[block]; two in a byte, the first in the high half; q and blocks run over the flattened
+ *                 matrix. Nested: scale[block] = nested_map[u8] * nested_scale[block / 256] + nested_offset
+ *   fp8           e4m3, w = q * scale[row >> row_shift][i >> column_shift] (0x7f reads as 480, not as NaN)
+ *
+ * Scales are indexed as for the whole matrix, whichever rows the tile has. Whoever holds only a part of them passes the
+ * address where the first one would be. */
+struct Weights {
+    const void *data;  /* of the tile's first row (nf4: the byte that holds its first element); 16-byte aligned */
+    const void *scale; /* f32; nf4 nested: u8 */
+    const float *nested_scale;
+    const float *nested_map; /* [256]; null: not nested */
+    float nested_offset;
+    int first_row;   /* of the tile in the whole matrix */
+    int block_shift; /* int8, nf4: log2 of the elements in a block, at least 5; int8: -1 is one scale a row */
+    int row_shift, column_shift; /* fp8: log2 of a block's sides; 7, 7 for DeepSeek; 0, 31 a row; 31, 31 for all */
+};
+
+/* gemm_* (gemm.cu): rows first_row .. first_row + n of a product, for m rows of activations,
+ *
+ *   out[r][first_row + j] = sum over i of x[r][i] * w[j][i] + bias[first_row + j] + residual[r][first_row + j]
+ *
+ * `out` and `residual` point to column 0 of the whole product. `residual` may be `out`. */
+struct GemmParams {
+    struct Weights w;
+    const void *x; /* [m, k]: f32 for f32 weights, f16 for f16, else bf16; 16-byte aligned */
+    float *out;
+    const float *residual;  /* optional; laid out as out */
+    struct Vector bias;     /* optional; [all rows] */
+    long long x_stride;     /* a multiple of 8 */
+    long long out_stride;
+    int m, n, k;
+};

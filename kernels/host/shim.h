@@ -213,6 +213,12 @@ inline int __clz(uint32_t v) { return v ? __builtin_clz(v) : 32; }
 inline float __expf(float x) { return expf(x); }
 inline float __fdividef(float a, float b) { return a / b; }
 inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
+inline uint32_t __byte_perm(uint32_t low, uint32_t high, uint32_t selector) {
+    uint64_t both = uint64_t(high) << 32 | low;
+    uint32_t r = 0;
+    for (int i = 0; i < 4; i++) r |= uint32_t(both >> (selector >> (4 * i) & 7) * 8 & 0xff) << (8 * i);
+    return r;
+}
 inline float __uint_as_float(uint32_t u) { float f; memcpy(&f, &u, 4); return f; }
 inline uint32_t __float_as_uint(float f) { uint32_t u; memcpy(&u, &f, 4); return u; }
 inline float __int_as_float(int u) { return __uint_as_float(uint32_t(u)); }

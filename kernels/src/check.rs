@@ -14,9 +14,11 @@ use crate::params::Dtype;
 
 pub mod attention;
 pub mod convert;
+pub mod gemm;
 pub mod norm;
 mod ragged;
 pub mod rope;
+mod weights;
 
 /// Something with memory that can launch kernels.
 pub trait Device: Display {
@@ -67,6 +69,11 @@ impl<'a> Check<'a> {
         (0..len).map(|_| (0..4).map(|_| self.rng.random_range(-1.0f32..1.0)).sum::<f32>() * 0.866).collect()
     }
 
+    /// One of these.
+    pub fn pick<T: Copy>(&mut self, choices: &[T]) -> T {
+        choices[self.rng.random_range(0..choices.len())]
+    }
+
     /// Uploads numbers as they are.
     pub fn input<T: Scalar>(&mut self, values: &[T]) -> *const T {
         let bytes: Vec<u8> = values.iter().flat_map(|v| v.bytes()).collect();
@@ -106,27 +113,33 @@ impl<'a> Check<'a> {
     /// square likewise. In a case of few elements the twin may be exact by luck: it counts as no better than two roundings
     /// to float32 and one to the output's dtype, at the largest magnitude.
     pub fn gate(&self, what: &str, got: &[f64], naive: &[f64], truth: &[f64], dtype: Dtype) -> Outcome {
+        let largest = truth.iter().fold(0.0f64, |m, t| m.max(t.abs()));
+        let floor = (2.0 * unit_roundoff(Dtype::DTYPE_F32) + unit_roundoff(dtype)) * largest;
+        self.gate_above(floor, what, got, naive, truth)
+    }
+
+    /// `gate`, where the twin counts as no better than `floor`: for results that are small beside what was rounded on the
+    /// way, such as a sum of large terms.
+    pub fn gate_above(&self, floor: f64, what: &str, got: &[f64], naive: &[f64], truth: &[f64]) -> Outcome {
         assert_eq!((got.len(), naive.len()), (truth.len(), truth.len()));
         if let Some(i) = truth.iter().position(|t| !t.is_finite()) {
             panic!("{}: the reference for {what} is {} at {i}", self.case, truth[i]);
         }
         let (worst, rms) = errors(got, truth);
         let (naive_worst, naive_rms) = errors(naive, truth);
-        let largest = truth.iter().fold(0.0f64, |m, t| m.max(t.abs()));
-        let rounding = (2.0 * unit_roundoff(Dtype::DTYPE_F32) + unit_roundoff(dtype)) * largest;
         if !naive_worst.is_finite() {
             return Err(self.failure(&format!("{what}: the naive twin left something unwritten or not finite")));
         }
+        let (worst_limit, rms_limit) = (2.0 * naive_worst.max(floor), 2.0 * naive_rms.max(floor));
         // Written so that NaN fails.
-        let holds = worst <= 2.0 * naive_worst.max(rounding) && rms <= 2.0 * naive_rms.max(rounding);
-        if holds {
+        if worst <= worst_limit && rms <= rms_limit {
             return Ok(());
         }
-        let fits = |i: usize| (got[i] - truth[i]).abs() <= 2.0 * naive_worst.max(rounding);
+        let fits = |i: usize| (got[i] - truth[i]).abs() <= worst_limit;
         let at = (0..truth.len()).find(|&i| !fits(i));
         let example = at.map(|i| format!("; element {i} is {}, should be {}", got[i], truth[i])).unwrap_or_default();
         let numbers = format!("worst error {worst:.3e} (twin {naive_worst:.3e}), rms {rms:.3e} (twin {naive_rms:.3e})");
-        Err(self.failure(&format!("{what}: {numbers}{example}")))
+        Err(self.failure(&format!("{what}: {numbers}, floor {floor:.3e}{example}")))
     }
 
     /// Bit equality, for promises that are about bits.
@@ -206,4 +219,4 @@ macro_rules! scalar {
         }
     )*};
 }
-scalar!(u8, i8, i32, u32, f32);
+scalar!(u8, i8, u16, i32, u32, f32);

@@ -3,6 +3,7 @@
 
 pub mod attention;
 pub mod convert;
+pub mod gemm;
 pub mod norm;
 pub mod rope;
 

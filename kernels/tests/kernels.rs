@@ -1,41 +1,48 @@
 //! Every kernel on the host build: all dialects, copies that land early and late, and every order of threads.
 
-use layerstream_kernels::check::{Check, Outcome, attention, convert, norm, rope};
+use layerstream_kernels::check::{Check, Outcome, attention, convert, gemm, norm, rope};
 use layerstream_kernels::host::{Dialect, HostDevice, Schedule};
 
-/// Runs a check on every dialect under every schedule, each with inputs of its own.
-fn everywhere(check: fn(&mut Check) -> Outcome) {
-    for dialect in Dialect::ALL {
-        for (seed, schedule) in Schedule::all(1).enumerate() {
-            let mut device = HostDevice::new(dialect, schedule);
-            if let Err(message) = check(&mut Check::new(&mut device, seed as u64)) {
-                panic!("{message}");
-            }
+/// Runs a check under every schedule, each with inputs of its own.
+fn under_every_schedule(dialect: Dialect, check: fn(&mut Check) -> Outcome) {
+    for (seed, schedule) in Schedule::all(1).enumerate() {
+        let mut device = HostDevice::new(dialect, schedule);
+        if let Err(message) = check(&mut Check::new(&mut device, seed as u64)) {
+            panic!("{message}");
         }
     }
 }
 
-#[test]
-fn attention_prefill_matches_float64() {
-    everywhere(attention::check_prefill);
+/// One test a dialect for each check.
+macro_rules! on_every_dialect {
+    ($($name:ident: $check:path;)*) => {$(
+        mod $name {
+            use super::*;
+
+            #[test]
+            fn sm_75() {
+                under_every_schedule(Dialect::Sm75, $check);
+            }
+
+            #[test]
+            fn sm_80() {
+                under_every_schedule(Dialect::Sm80, $check);
+            }
+
+            #[test]
+            fn sm_90() {
+                under_every_schedule(Dialect::Sm90, $check);
+            }
+        }
+    )*};
 }
 
-#[test]
-fn attention_decode_matches_float64() {
-    everywhere(attention::check_decode);
-}
-
-#[test]
-fn convert_matches_float64() {
-    everywhere(convert::check);
-}
-
-#[test]
-fn norm_matches_float64() {
-    everywhere(norm::check);
-}
-
-#[test]
-fn rope_matches_float64() {
-    everywhere(rope::check);
+on_every_dialect! {
+    norm_matches_float64: norm::check;
+    rope_matches_float64: rope::check;
+    convert_matches_float64: convert::check;
+    attention_prefill_matches_float64: attention::check_prefill;
+    attention_decode_matches_float64: attention::check_decode;
+    gemm_matches_float64: gemm::check;
+    gemm_rows_do_not_depend_on_their_neighbours: gemm::check_neighbours;
 }
