@@ -41,7 +41,7 @@ __device__ __forceinline__ void store_partials(const AttentionParams& p, const S
 
 __device__ __forceinline__ void decode_simt(const AttentionParams& p, float* memory) {
     Split split(p);
-    if (!within(split.begin, split.end)) return;
+    if (!within(split.begin, split.end)) return; // nothing to do
     SimtShared shared(p, memory);
     attend_simt(shared, p, split.queries, split.first, split.begin, split.end);
     store_partials(p, split, shared.q, shared.stride, shared.top, shared.sum);
@@ -67,7 +67,7 @@ template <class Element, int Dim> __device__ __forceinline__ void decode(const A
             sums[warp][lane / 4 + half * 8] = sixteen.sum[half];
         }
     }
-    __syncthreads(); // also: nobody reads keys or values any more
+    __syncthreads();
     float* values = memory; // [16][Dim]
     float top[2], rescale[2];
 #pragma unroll

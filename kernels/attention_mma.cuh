@@ -50,19 +50,18 @@ __device__ __forceinline__ void attend(Sixteen<Dim>& s, const AttentionParams& p
     begin -= begin % Keys;
     load_tile<Dim, Keys>(keys, all_keys, begin, end, p.dim);
     cp_async_commit();
+    load_tile<Dim, Keys>(values, all_values, begin, end, p.v_dim);
+    cp_async_commit();
 
-    // Queries beyond the last are zeroes that see nothing.
+    // Queries beyond the last are zeroes, and their results stored nowhere.
     uint32_t q[Dim / 16][4];
-    int low[2], high[2]; // the positions that each sees
-    float slope[2];
+    int high[2]; // where the positions that each sees end
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         int v = first + lane / 4 + half * 8;
         bool there = within(v, queries.count);
         const float* vector = there ? queries.vector(p, v) : nullptr;
-        high[half] = there ? queries.position(v) + 1 : 0;
-        low[half] = there ? first_visible(p, high[half] - 1) : 0;
-        slope[half] = there && p.slopes ? p.slopes[queries.head(v)] : 0;
+        high[half] = queries.position(v) + 1;
 #pragma unroll
         for (int k = 0; k < Dim / 16; k++) {
 #pragma unroll
@@ -86,11 +85,10 @@ __device__ __forceinline__ void attend(Sixteen<Dim>& s, const AttentionParams& p
     int all_to = queries.position(first) + 1;
 
     for (int tile = begin; tile < end; tile += Keys) {
-        cp_async_wait<0>();
-        __syncthreads(); // the keys are there, and nobody reads the last tile's values any more
-        load_tile<Dim, Keys>(values, all_values, tile, end, p.v_dim);
-        cp_async_commit();
-
+        // Keys and values each have one place. Whoever is not being read is on its way: two barriers more than with the
+        // waits merged, and twice the bytes in flight.
+        cp_async_wait<1>();
+        __syncthreads(); // the keys are there
         float scores[OwnKeys / 8][4] = {};
 #pragma unroll
         for (int k = 0; k < Dim / 16; k++) {
@@ -103,24 +101,28 @@ __device__ __forceinline__ void attend(Sixteen<Dim>& s, const AttentionParams& p
                 mma(scores[n * 2 + 1], q[k], {b[2], b[3]}, Element());
             }
         }
-        cp_async_wait<0>();
-        __syncthreads(); // the values are there, and nobody reads these keys any more
+        __syncthreads(); // nobody reads these keys any more
         if (within(tile + Keys, end)) load_tile<Dim, Keys>(keys, all_keys, tile + Keys, end, p.dim);
         cp_async_commit();
 
         int key = tile + own + pair; // of scores[0][0] and scores[0][2]
         if (!plain) {
 #pragma unroll
-            for (int i = 0; i < OwnKeys / 2; i++) {
-                int half = i % 4 / 2, at = key + i / 4 * 8 + i % 2;
-                scores[i / 4][i % 4] = score(p, scores[i / 4][i % 4], slope[half], at + 1 - high[half]);
+            for (int half = 0; half < 2; half++) {
+                float slope = p.slopes ? p.slopes[queries.head(first + lane / 4 + half * 8)] : 0;
+#pragma unroll
+                for (int i = 0; i < OwnKeys / 4; i++) {
+                    float& x = scores[i / 2][half * 2 + i % 2];
+                    x = score(p, x, slope, key + i / 2 * 8 + i % 2 + 1 - high[half]);
+                }
             }
         }
-        if (within(tile, all_from) || !within(tile + Keys - 1, all_to)) {
+        bool all_seen = within(all_from - 1, tile) && within(tile + Keys - 1, all_to);
+        if (!all_seen) {
 #pragma unroll
             for (int i = 0; i < OwnKeys / 2; i++) {
                 int half = i % 4 / 2, at = key + i / 4 * 8 + i % 2;
-                bool visible = within(at, high[half]) && !within(at, low[half]);
+                bool visible = within(at, high[half]) && !within(at, first_visible(p, high[half] - 1));
                 if (!visible) scores[i / 4][i % 4] = -INFINITY;
             }
         }
@@ -153,6 +155,8 @@ __device__ __forceinline__ void attend(Sixteen<Dim>& s, const AttentionParams& p
             }
         }
 
+        cp_async_wait<1>();
+        __syncthreads(); // the values are there
 #pragma unroll
         for (int k = 0; k < OwnKeys / 16; k++) {
             const float (&left)[4] = scores[k * 2], (&right)[4] = scores[k * 2 + 1];
@@ -167,6 +171,9 @@ __device__ __forceinline__ void attend(Sixteen<Dim>& s, const AttentionParams& p
                 mma(s.values[n * 2 + 1], weights, {b[2], b[3]}, Element());
             }
         }
+        __syncthreads(); // nobody reads these values any more
+        if (within(tile + Keys, end)) load_tile<Dim, Keys>(values, all_values, tile + Keys, end, p.v_dim);
+        cp_async_commit();
     }
 #pragma unroll
     for (int half = 0; half < 2; half++) {

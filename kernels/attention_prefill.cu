@@ -19,7 +19,8 @@ KERNEL(naive_attention, AttentionParams, 64) {
     const float* q = p.q + (s.first_row + row) * p.q_stride + head * p.dim;
     float* weights = p.workspace + (((long long)blockIdx.y * p.most_rows + row) * p.heads + head) * p.most_keys;
     float sink = vector_at(p.sinks, head, 0), top = p.sinks.data ? sink : -INFINITY;
-    for (int j = first_visible(p, position); j <= position; j++) {
+    int first = first_visible(p, position);
+    for (int j = first; j <= position; j++) {
         float product = 0;
         for (int i = 0; i < p.dim; i++)
             product += rounded(q[i], p.cache_dtype) * load_element(p.keys, (position_0 + j) * p.dim + i, p.cache_dtype);
@@ -27,13 +28,13 @@ KERNEL(naive_attention, AttentionParams, 64) {
         top = fmaxf(top, weights[j]);
     }
     float sum = p.sinks.data ? expf(sink - top) : 0;
-    for (int j = first_visible(p, position); j <= position; j++) {
+    for (int j = first; j <= position; j++) {
         weights[j] = expf(weights[j] - top);
         sum += weights[j];
     }
     for (int i = 0; i < p.v_dim; i++) {
         float value = 0;
-        for (int j = first_visible(p, position); j <= position; j++)
+        for (int j = first; j <= position; j++)
             value += rounded(weights[j], p.cache_dtype) * load_element(p.values, (position_0 + j) * p.v_dim + i, p.cache_dtype);
         store_out(p, s.first_row + row, head, i, value / sum);
     }

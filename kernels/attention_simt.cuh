@@ -25,10 +25,10 @@ struct SimtShared {
     }
 };
 
-// row[i .. i + 4) of any dtype, zero at and beyond n.
+// row[i .. i + 4) of any dtype, zero at and beyond n. Where rows are aligned, n is a multiple of 4.
 __device__ __forceinline__ float4 load_four(const void* p, long long row, int i, int n, Dtype dtype, bool aligned) {
     if (dtype == DTYPE_F32) return load4(static_cast<const float*>(p) + row, i, n, aligned);
-    if (aligned && within(i + 3, n)) {
+    if (aligned) {
         uint2 raw = *reinterpret_cast<const uint2*>(static_cast<const uint16_t*>(p) + row + i);
         float2 low = dtype == DTYPE_F16 ? unpack2(raw.x, __half()) : unpack2(raw.x, __nv_bfloat16());
         float2 high = dtype == DTYPE_F16 ? unpack2(raw.y, __half()) : unpack2(raw.y, __nv_bfloat16());
@@ -44,6 +44,7 @@ __device__ __forceinline__ void load_tile(const SimtShared& shared, const void* 
                                           int end, int dim, Dtype dtype) {
     bool aligned = rows_aligned(static_cast<const float*>(cache), dim);
     int fours = ceil_div(dim, 4);
+#pragma unroll 1
     for (int i = threadIdx.x; i < SIMT_KEYS * fours; i += 128) {
         int key = i / fours, column = i % fours * 4;
         float4 v = make_float4(0, 0, 0, 0);
@@ -60,6 +61,7 @@ __device__ __forceinline__ void add_values(float4 (&values)[8], const SimtShared
         float rescale = shared.rescale[query + i];
         values[i] = make_float4(values[i].x * rescale, values[i].y * rescale, values[i].z * rescale, values[i].w * rescale);
     }
+#pragma unroll 2
     for (int key = 0; key < SIMT_KEYS; key++) {
         float4 v = *reinterpret_cast<const float4*>(shared.tile + key * shared.stride + column);
 #pragma unroll
@@ -80,6 +82,7 @@ __device__ __forceinline__ void attend_simt(const SimtShared& shared, const Atte
     long long position_0 = cache_row(queries.sequence, queries.kv_head, 0);
     int fours = ceil_div(p.dim, 4);
     bool aligned = rows_aligned(p.q, p.q_stride) && p.dim % 4 == 0;
+#pragma unroll 1
     for (int i = threadIdx.x; i < SIMT_QUERIES * fours; i += 128) {
         int v = first + i / fours, column = i % fours * 4;
         float4 q = make_float4(0, 0, 0, 0);
@@ -89,9 +92,8 @@ __device__ __forceinline__ void attend_simt(const SimtShared& shared, const Atte
 
     // For scores, eight threads have a query, each every eighth key. For values, a thread has four columns of `each`.
     int query = threadIdx.x / 8, v = first + query;
-    bool there = within(v, queries.count);
-    int high = there ? queries.position(v) + 1 : 0, low = there ? first_visible(p, high - 1) : 0;
-    float slope = there && p.slopes ? p.slopes[queries.head(v)] : 0;
+    int high = queries.position(v) + 1, low = first_visible(p, high - 1);
+    float slope = p.slopes ? p.slopes[queries.head(v)] : 0;
     float top = -INFINITY, sum = 0;
     int columns = p.v_dim <= 64 ? 16 : p.v_dim <= 128 ? 32 : 64, each = columns / 8;
     int first_value = threadIdx.x / columns * each, column = threadIdx.x % columns * 4;
@@ -102,6 +104,7 @@ __device__ __forceinline__ void attend_simt(const SimtShared& shared, const Atte
         load_tile(shared, p.keys, position_0, tile, end, p.dim, p.cache_dtype);
         __syncthreads();
         float4 products[4] = {};
+#pragma unroll 1
         for (int c = 0; c < fours; c++) {
             float4 a = *reinterpret_cast<const float4*>(shared.q + query * shared.stride + c * 4);
 #pragma unroll

@@ -21,15 +21,16 @@ KERNEL(naive_rope, RopeParams, 128) {
         return;
     }
     const float* in = query ? p.q + row * p.q_stride + head * p.dim : p.k + row * p.k_stride + head * p.k_head_stride;
-    for (int i = 0; i < p.dim && key; i++)
+    for (int i = 0; key && i < p.dim; i++)
         if (i < p.rotary_start || i >= p.rotary_start + p.rotary_dim) store_element(p.keys, to * p.dim + i, p.cache_dtype, in[i]);
     in = key && p.k_shared ? p.k_shared + row * p.k_shared_stride : in + p.rotary_start;
+    void* out = query ? static_cast<void*>(p.q) : p.keys;
+    long long at = (query ? row * p.q_stride + head * p.dim : to * p.dim) + p.rotary_start;
+    Dtype dtype = query ? DTYPE_F32 : p.cache_dtype;
+#pragma unroll 1
     for (int i = 0; i < pairs; i++) {
         int first = p.interleaved ? 2 * i : i, second = p.interleaved ? 2 * i + 1 : i + pairs;
         float c = p.cos[row * pairs + i], s = p.sin[row * pairs + i], a = in[first], b = in[second];
-        void* out = query ? static_cast<void*>(p.q) : p.keys;
-        long long at = (query ? row * p.q_stride + head * p.dim : to * p.dim) + p.rotary_start;
-        Dtype dtype = query ? DTYPE_F32 : p.cache_dtype;
         store_element(out, at + first, dtype, a * c - b * s);
         store_element(out, at + second, dtype, b * c + a * s);
     }
