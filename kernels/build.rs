@@ -67,19 +67,27 @@ fn bindings(folder: &Path) {
         unsafe { env::set_var("LIBCLANG_PATH", &wheel) };
     }
     println!("cargo::rerun-if-env-changed=LIBCLANG_PATH");
-    let result = bindgen::Builder::default()
+    let builder = bindgen::Builder::default()
         .header(folder.join("params.h").to_str().expect("a UTF-8 path"))
         .newtype_enum(".*")
         .prepend_enum_name(false)
         .derive_default(true)
         .derive_debug(true)
-        .layout_tests(true)
-        .generate();
+        .layout_tests(true);
+    // bindgen panics when it finds no libclang.
+    std::panic::set_hook(Box::new(|_| {}));
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| builder.generate()));
+    drop(std::panic::take_hook());
     match result {
-        Ok(bindings) => {
+        Ok(Ok(bindings)) => {
             bindings.write_to_file(PathBuf::from(var("OUT_DIR")).join("params.rs")).expect("OUT_DIR can be written")
         }
-        Err(e) => stop(&format!("kernels/params.h cannot be translated: {e}")),
+        Ok(Err(e)) => stop(&format!("kernels/params.h cannot be translated: {e}")),
+        Err(_) => stop(
+            "libclang, which reads kernels/params.h, was not found (looked in LIBCLANG_PATH, target/cuda and the system).\n\
+             Either install it without root with `make cuda-toolchain`, or build without CUDA:\n\
+             `cargo build --no-default-features --features cli`",
+        ),
     }
 }
 
@@ -171,7 +179,9 @@ mod host {
     const DIALECTS: [u32; 3] = [750, 800, 900];
 
     pub fn build(folder: &Path) {
-        println!("cargo::rerun-if-env-changed=LAYERSTREAM_HOST_SANITIZE");
+        for name in ["LAYERSTREAM_HOST_SANITIZE", "CXX", "CXXFLAGS"] {
+            println!("cargo::rerun-if-env-changed={name}");
+        }
         let sanitize = env::var("LAYERSTREAM_HOST_SANITIZE").ok();
         let mut cc = cc::Build::new();
         cc.cpp(true).opt_level(2).debug(false).cargo_metadata(false).warnings(false);
@@ -258,7 +268,8 @@ mod device {
         let nvcc = find_nvcc();
         let version = Command::new(&nvcc).arg("--version").output().map(|o| o.stdout).unwrap_or_default();
         let version = String::from_utf8_lossy(&version).into_owned();
-        let sources = files(folder, &["cu"]);
+        let mut sources = files(folder, &["cu"]);
+        sources.sort_by_key(|path| std::cmp::Reverse(fs::metadata(path).map_or(0, |m| m.len()))); // the slowest first
         let jobs = sources.iter().map(|source| {
             let mut command = Command::new(&nvcc);
             command.args(["-fatbin", "-std=c++17", "-O3", "-lineinfo", "-allow-unsupported-compiler"]);
@@ -274,13 +285,14 @@ mod device {
 
         // The files are copied: OUT_DIR then holds all that the crate needs, and nothing stale.
         let out = PathBuf::from(var("OUT_DIR"));
-        let mut table = String::from("pub static FATBINS: &[(&str, &[u8])] = &[\n");
+        let mut table = String::from("&[\n");
         for (source, fatbin) in sources.iter().zip(&fatbins) {
             let name = source.file_stem().and_then(|s| s.to_str()).expect("a UTF-8 file name");
             fs::copy(fatbin, out.join(format!("{name}.fatbin"))).expect("OUT_DIR can be written");
-            table += &format!("    (\"{name}\", include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{name}.fatbin\"))),\n");
+            table +=
+                &format!("(\"{name}\", &Aligned(*include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{name}.fatbin\")))),\n");
         }
-        fs::write(out.join("fatbins.rs"), table + "];\n").expect("OUT_DIR can be written");
+        fs::write(out.join("fatbins.rs"), table + "]\n").expect("OUT_DIR can be written");
     }
 
     fn find_nvcc() -> PathBuf {

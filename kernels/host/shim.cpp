@@ -8,9 +8,10 @@
 #include <cstdio>
 #include <cstdlib>
 #include <numeric>
+#include <new>
 #include <string>
 #include <sys/mman.h>
-#include <unistd.h>
+#include <ucontext.h>
 #include <vector>
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/common_interface_defs.h>
@@ -91,70 +92,47 @@ __thread Machine* running = nullptr; // `machine` while it launches: free to rea
 
 // --- fibers ----------------------------------------------------------------------------------------------------------
 
-extern "C" void kernels_host_switch(void** save, void* load);
-#if defined(__x86_64__)
+// switch_stack(save, load): goes on where `load` was saved, and can be gone back to by what it puts into *save.
+// prepare_stack(stack): something to load that enters `entry` on a fresh stack.
+#if defined(__x86_64__) && !defined(KERNELS_HOST_UCONTEXT)
+extern "C" void kernels_host_switch_stack(void** save, void* load);
 asm(R"(
 .text
-.globl kernels_host_switch
-.hidden kernels_host_switch
-.type kernels_host_switch,@function
-kernels_host_switch:
+.globl kernels_host_switch_stack
+.hidden kernels_host_switch_stack
+.type kernels_host_switch_stack,@function
+kernels_host_switch_stack:
     pushq %rbp; pushq %rbx; pushq %r12; pushq %r13; pushq %r14; pushq %r15
     movq %rsp,(%rdi)
     movq %rsi,%rsp
     popq %r15; popq %r14; popq %r13; popq %r12; popq %rbx; popq %rbp
     ret
 )");
-constexpr int SAVED = 6;
-void* prepare_stack(unsigned char* top, void (*entry)()) {
-    void** sp = reinterpret_cast<void**>(top);
+void switch_stack(void** save, void* load) { kernels_host_switch_stack(save, load); }
+void* prepare_stack(unsigned char* stack, void (*entry)()) {
+    void** sp = reinterpret_cast<void**>(stack + STACK);
     *--sp = nullptr; // a return address for entry, which never returns; keeps the stack aligned as after a call
     *--sp = reinterpret_cast<void*>(entry);
-    for (int i = 0; i < SAVED; i++) *--sp = nullptr;
-    return sp;
-}
-#elif defined(__aarch64__)
-asm(R"(
-.text
-.globl kernels_host_switch
-.hidden kernels_host_switch
-.type kernels_host_switch,%function
-kernels_host_switch:
-    sub sp, sp, #160
-    stp x19, x20, [sp, #0]
-    stp x21, x22, [sp, #16]
-    stp x23, x24, [sp, #32]
-    stp x25, x26, [sp, #48]
-    stp x27, x28, [sp, #64]
-    stp x29, x30, [sp, #80]
-    stp d8, d9, [sp, #96]
-    stp d10, d11, [sp, #112]
-    stp d12, d13, [sp, #128]
-    stp d14, d15, [sp, #144]
-    mov x9, sp
-    str x9, [x0]
-    mov sp, x1
-    ldp x19, x20, [sp, #0]
-    ldp x21, x22, [sp, #16]
-    ldp x23, x24, [sp, #32]
-    ldp x25, x26, [sp, #48]
-    ldp x27, x28, [sp, #64]
-    ldp x29, x30, [sp, #80]
-    ldp d8, d9, [sp, #96]
-    ldp d10, d11, [sp, #112]
-    ldp d12, d13, [sp, #128]
-    ldp d14, d15, [sp, #144]
-    add sp, sp, #160
-    ret
-)");
-void* prepare_stack(unsigned char* top, void (*entry)()) {
-    void** sp = reinterpret_cast<void**>(top) - 20;
-    for (int i = 0; i < 20; i++) sp[i] = nullptr;
-    sp[11] = reinterpret_cast<void*>(entry);
+    for (int i = 0; i < 6; i++) *--sp = nullptr;
     return sp;
 }
 #else
-#error "the host build of the kernels switches stacks by hand; it knows x86-64 and aarch64"
+// Portable, and some ten times slower: it saves the signal mask, by a system call, each time.
+void switch_stack(void** save, void* load) {
+    ucontext_t here;
+    *save = &here;
+    swapcontext(&here, static_cast<ucontext_t*>(load));
+}
+void* prepare_stack(unsigned char* stack, void (*entry)()) {
+    constexpr size_t room = (sizeof(ucontext_t) + 63) / 64 * 64;
+    auto* context = new (stack + STACK - room) ucontext_t;
+    getcontext(context);
+    context->uc_stack.ss_sp = stack;
+    context->uc_stack.ss_size = STACK - room;
+    context->uc_link = nullptr;
+    makecontext(context, entry, 0);
+    return context;
+}
 #endif
 
 void to_scheduler(Fiber& fiber) {
@@ -163,7 +141,7 @@ void to_scheduler(Fiber& fiber) {
     __sanitizer_start_switch_fiber(fiber.state == State::Done ? nullptr : &fiber.sanitizer_stack,
                                    m.scheduler_stack_bottom, m.scheduler_stack_size);
 #endif
-    kernels_host_switch(&fiber.stack_pointer, m.scheduler_stack_pointer);
+    switch_stack(&fiber.stack_pointer, m.scheduler_stack_pointer);
 #ifdef __SANITIZE_ADDRESS__
     __sanitizer_finish_switch_fiber(fiber.sanitizer_stack, &m.scheduler_stack_bottom, &m.scheduler_stack_size);
 #endif
@@ -176,7 +154,7 @@ void to_fiber(Fiber& fiber) {
 #ifdef __SANITIZE_ADDRESS__
     __sanitizer_start_switch_fiber(&m.scheduler_sanitizer_stack, fiber.stack, STACK);
 #endif
-    kernels_host_switch(&m.scheduler_stack_pointer, fiber.stack_pointer);
+    switch_stack(&m.scheduler_stack_pointer, fiber.stack_pointer);
 #ifdef __SANITIZE_ADDRESS__
     __sanitizer_finish_switch_fiber(m.scheduler_sanitizer_stack, nullptr, nullptr);
 #endif
@@ -316,7 +294,7 @@ void run_block(Machine& m, dim3 grid, dim3 block, dim3 index) {
         fiber.state = State::Ready;
         fiber.groups.clear();
         fiber.open.clear();
-        fiber.stack_pointer = prepare_stack(fiber.stack + STACK, fiber_main);
+        fiber.stack_pointer = prepare_stack(fiber.stack, fiber_main);
     }
     std::iota(m.order.begin(), m.order.end(), 0);
     while (m.alive) {

@@ -3,7 +3,7 @@
 //!
 //! * [`params`]: the argument structs of all kernels, generated from `params.h`;
 //! * [`launch`]: which kernel, grid and shared memory an operation takes;
-//! * `FATBINS` (feature `device`): the kernels for every GPU generation, compiled by nvcc;
+//! * `fatbins` (feature `device`): the kernels for every GPU generation, compiled by nvcc;
 //! * `host` (feature `host`): the same kernels on a CPU, one thread at a time, under adversarial schedules;
 //! * `check` (feature `host`): every kernel against float64, on anything that can launch kernels.
 
@@ -19,5 +19,17 @@ pub mod params {
     include!(concat!(env!("OUT_DIR"), "/params.rs"));
 }
 
+/// Bytes at an address that any loader accepts.
 #[cfg(feature = "device")]
-include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
+#[repr(C, align(64))]
+struct Aligned<T: ?Sized>(T);
+
+#[cfg(feature = "device")]
+static TABLE: &[(&str, &Aligned<[u8]>)] = include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
+
+/// The kernels compiled by nvcc: for each file of kernels, its name without `.cu` and its fatbin (machine code for every
+/// supported GPU generation, PTX of the oldest for later ones), to be given to `cuModuleLoadData`.
+#[cfg(feature = "device")]
+pub fn fatbins() -> impl Iterator<Item = (&'static str, &'static [u8])> {
+    TABLE.iter().map(|(name, bytes)| (*name, &bytes.0))
+}
