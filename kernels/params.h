@@ -37,6 +37,80 @@ struct NormParams {
     float gain_offset;     /* 1 for Gemma, whose checkpoints hold gain - 1; else 0 */
 };
 
+/* Some consecutive rows of a pass that are new tokens of one sequence, and where its keys and values lie. The cache of a
+ * layer is two arrays (keys: rows of dim; values: rows of v_dim) that all sequences share; a sequence has the rows
+ * [cache_row, cache_row + kv_heads * capacity) of both: [kv_heads, capacity]. */
+struct Sequence {
+    long long cache_row;
+    int capacity;
+    int first_row; /* of the pass */
+    int rows;      /* of the pass; not 0 */
+    int start;     /* position of the first of them; all positions before it are in the cache */
+};
+
+/* rope (rope.cu): turns q in place, and appends turned keys and plain values to the cache.
+ *
+ * Of each head, the elements [rotary_start, rotary_start + rotary_dim) turn in pairs: i and i + rotary_dim / 2, or with
+ * `interleaved` 2i and 2i + 1. Whatever makes the angles (scaling, positions, an attention factor) is in the tables. */
+struct RopeParams {
+    float *q;                         /* [rows, q_heads, dim] */
+    const float *k;                   /* [rows, kv_heads, dim] */
+    const float *v;                   /* [rows, kv_heads, v_dim] */
+    const float *k_shared;            /* [rows, rotary_dim]; optional: the elements that turn, for all key heads (MLA) */
+    const float *cos;                 /* [rows, rotary_dim / 2] */
+    const float *sin;                 /* [rows, rotary_dim / 2] */
+    void *keys;                       /* cache, rows of dim */
+    void *values;                     /* cache, rows of v_dim */
+    const struct Sequence *sequences;
+    const int *row_sequence;          /* [rows]: which of `sequences` a row belongs to */
+    long long q_stride, k_stride, v_stride, k_shared_stride; /* from row to row */
+    int k_head_stride, v_head_stride; /* from head to head: dim and v_dim where nothing lies between */
+    int rows;
+    int q_heads;                      /* 0: q stays as it is */
+    int kv_heads;                     /* 0: nothing is appended */
+    int dim, v_dim;
+    int rotary_start, rotary_dim;     /* rotary_dim is even; 0: nothing turns */
+    int interleaved;
+    enum Dtype cache_dtype;
+};
+
+/* convert (convert.cu): out[r] = scale * in[rows of in picked by ids]. Embedding lookup, a choice of rows, a change of
+ * dtype. `in` and `out` are different memory. */
+struct ConvertParams {
+    const void *in;            /* [any, cols] */
+    const int *ids;            /* [rows]: row of `in`; optional: r itself */
+    void *out;                 /* [rows, cols] */
+    long long in_stride, out_stride;
+    int rows, cols;
+    enum Dtype in_dtype, out_dtype;
+    float scale;
+};
+
+/* attention_prefill_*, attention_decode_*, attention_combine (attention_prefill.cu, attention_decode.cu).
+ *
+ *   out[row, head] = softmax(scores) . values,   score[j] = cap(q[row, head] . keys[j] * scale) + slope * (j - i)
+ *
+ * over the positions i - window < j <= i that a row at position i sees. heads / kv_heads consecutive query heads share a
+ * key head. The keys and values of the rows themselves are in the cache already. */
+struct AttentionParams {
+    const float *q;                   /* [rows of the pass, heads, dim] */
+    const void *keys;                 /* cache, rows of dim */
+    const void *values;               /* cache, rows of v_dim */
+    void *out;                        /* [rows of the pass, heads, v_dim] */
+    const struct Sequence *sequences; /* [sequence_count]: only their rows are computed */
+    struct Vector sinks;              /* [heads]; optional: a score that takes its share of the softmax and has no value */
+    const float *slopes;              /* [heads]; optional: ALiBi */
+    float *workspace;                 /* decode and the naive twin; launch::attention says how large */
+    long long q_stride, out_stride;   /* from row to row */
+    int sequence_count;
+    int heads, kv_heads, dim, v_dim;  /* dims at most 256 */
+    int window;                       /* positions that a row sees, its own included; 0: all */
+    int most_rows, most_keys;         /* largest `rows` and largest `start + rows` of the sequences */
+    enum Dtype cache_dtype, out_dtype;
+    float scale;                      /* above 0 */
+    float soft_cap;                   /* cap(x) = soft_cap * tanh(x / soft_cap); 0: cap(x) = x */
+};
+
 /* A run of rows (a tile) of a weight matrix [all rows, k], in the checkpoint's own bytes, row-major. Which encoding it is
  * goes with the name of the kernel (dequant.cuh):
  *

@@ -123,6 +123,19 @@ template <int Left> __device__ __forceinline__ void cp_async_wait() {
 #endif
 }
 
+// --- arithmetic ------------------------------------------------------------------------------------------------------
+
+// 2^x in one instruction, to about 2^-22 of itself; 0 for x below -126.
+__device__ __forceinline__ float exp2_approximate(float x) {
+#ifdef KERNELS_HOST
+    return x < -126 ? 0 : exp2f(x);
+#else
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+#endif
+}
+
 // --- tensor cores ----------------------------------------------------------------------------------------------------
 
 // Four 8x8 matrices of 16-bit elements from shared memory. Lane 8j+r passes the address of row r of matrix j (16 bytes,

@@ -12,9 +12,13 @@ use rand_chacha::ChaCha8Rng;
 use crate::launch::Launch;
 use crate::params::Dtype;
 
+pub mod attention;
+pub mod convert;
 pub mod gemm;
 pub mod norm;
 pub mod peak;
+mod ragged;
+pub mod rope;
 mod weights;
 
 /// Every check and what it is called: a line each. `make kernel-mutants` runs, for a file `x.cu`, those with x in their
@@ -26,6 +30,10 @@ macro_rules! every_check {
             norm_matches_float64: $crate::check::norm::check;
             gemm_matches_float64: $crate::check::gemm::check;
             gemm_rows_do_not_depend_on_their_neighbours: $crate::check::gemm::check_neighbours;
+            rope_matches_float64: $crate::check::rope::check;
+            convert_matches_float64: $crate::check::convert::check;
+            attention_prefill_matches_float64: $crate::check::attention::check_prefill;
+            attention_decode_matches_float64: $crate::check::attention::check_decode;
             peak_is_exact: $crate::check::peak::check;
         }
     };
@@ -182,6 +190,14 @@ impl<'a> Check<'a> {
         match differs {
             None => Ok(()),
             Some(i) => Err(self.failure(&format!("{what}: element {i} is {:?} and {:?}", a.get(i), b.get(i)))),
+        }
+    }
+
+    /// What the reference leaves out (NaN in `truth`) must not have been written.
+    pub fn unwritten(&self, what: &str, got: &[f64], truth: &[f64]) -> Outcome {
+        match (0..truth.len()).find(|&i| truth[i].is_nan() && !got[i].is_nan()) {
+            None => Ok(()),
+            Some(i) => Err(self.failure(&format!("{what}: wrote {} at {i}, where nothing belongs", got[i]))),
         }
     }
 

@@ -1,9 +1,12 @@
 //! Which kernel an operation takes, and with what grid, block and dynamic shared memory. The backend, the checks and the
 //! benchmarks all ask here, so that what was checked is what runs.
 
+pub mod attention;
+pub mod convert;
 pub mod gemm;
 pub mod norm;
 pub mod peak;
+pub mod rope;
 
 /// How to launch one kernel. Mirrors `cuLaunchKernel`; the kernel's one parameter is a struct of [`crate::params`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
