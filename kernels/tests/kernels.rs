@@ -1,6 +1,6 @@
 //! Every kernel on the host build: all dialects, copies that land early and late, and every order of threads.
 
-use layerstream_kernels::check::{Check, Outcome, gemm, norm};
+use layerstream_kernels::check::{Check, Outcome, gemm, gemm_prefill, norm};
 use layerstream_kernels::host::{Dialect, HostDevice, Schedule};
 
 /// Runs a check under every schedule, each with inputs of its own.
@@ -41,4 +41,6 @@ on_every_dialect! {
     norm_matches_float64: norm::check;
     gemm_matches_float64: gemm::check;
     gemm_rows_do_not_depend_on_their_neighbours: gemm::check_neighbours;
+    gemm_prefill_matches_float64: gemm_prefill::check;
+    gemm_prefill_rows_do_not_depend_on_their_neighbours: gemm_prefill::check_neighbours;
 }
