@@ -6,7 +6,8 @@
 //   load(w, k, row, i)    the CHUNK consecutive elements from i on, undecoded; i is a multiple of CHUNK
 //   operands(chunk, ...)  those as pairs of the multiply's 16-bit operand type, without the scale
 //   values(chunk, ...)    those as float32, without the scale
-//   scale(w, k, row, i)   by which all elements of the STEP from i on are multiplied
+//   load_scale(w, k, row, i)  what the scale of the STEP from i on is made of: loads only, so that many can be in flight
+//   scale(loaded, ...)    that scale
 // All but `at` are for rows of whole steps only (`whole_steps`): STEP elements then share one scale and are aligned.
 // Unscaled operands are exact for int8 and fp8, and one rounding away for nf4.
 #pragma once
@@ -21,9 +22,9 @@ template <class E> __device__ __forceinline__ bool whole_steps(const Weights& w,
     return k % STEP<E> == 0 && E::blocks_hold_steps(w);
 }
 
-// The tables that a decoder keeps in shared memory: none, for most.
+// The tables that a decoder keeps in shared memory: none, for most. `fill` is called by all threads of the block.
 struct NoTable {
-    __device__ __forceinline__ void fill() {}
+    __device__ __forceinline__ void fill(const Weights&) {}
 };
 
 // --- numbers as they are ---------------------------------------------------------------------------------------------
@@ -33,6 +34,7 @@ struct F32 {
     using OperandTable = NoTable;
     using ValueTable = NoTable;
     using Chunk = uint4;
+    using LoadedScale = float;
     static constexpr int CHUNK = 4;
     static constexpr bool SCALED = false;
     static __device__ bool blocks_hold_steps(const Weights&) { return true; }
@@ -42,7 +44,8 @@ struct F32 {
     static __device__ Chunk load(const Weights& w, int k, int row, int i) {
         return load16_once(static_cast<const float*>(w.data) + (long long)row * k + i);
     }
-    static __device__ float scale(const Weights&, int, int, int) { return 1; }
+    static __device__ float load_scale(const Weights&, int, int, int) { return 1; }
+    static __device__ float scale(float loaded, const NoTable&) { return loaded; }
     static __device__ void values(Chunk c, const NoTable&, float (&v)[CHUNK]) {
         uint32_t words[4] = {c.x, c.y, c.z, c.w};
         for (int j = 0; j < 4; j++) v[j] = __uint_as_float(words[j]);
@@ -54,6 +57,7 @@ template <class T> struct Half {
     using OperandTable = NoTable;
     using ValueTable = NoTable;
     using Chunk = uint4;
+    using LoadedScale = float;
     static constexpr int CHUNK = 8;
     static constexpr bool SCALED = false;
     static __device__ bool blocks_hold_steps(const Weights&) { return true; }
@@ -63,7 +67,8 @@ template <class T> struct Half {
     static __device__ Chunk load(const Weights& w, int k, int row, int i) {
         return load16_once(static_cast<const T*>(w.data) + (long long)row * k + i);
     }
-    static __device__ float scale(const Weights&, int, int, int) { return 1; }
+    static __device__ float load_scale(const Weights&, int, int, int) { return 1; }
+    static __device__ float scale(float loaded, const NoTable&) { return loaded; }
     static __device__ void operands(Chunk c, const NoTable&, uint32_t (&o)[CHUNK / 2]) {
         o[0] = c.x, o[1] = c.y, o[2] = c.z, o[3] = c.w;
     }
@@ -86,13 +91,15 @@ template <class Format> struct Bytes {
     using OperandTable = NoTable;
     using ValueTable = NoTable;
     using Chunk = uint4;
+    using LoadedScale = float;
     static constexpr int CHUNK = 16;
     static constexpr bool SCALED = true;
     static __device__ bool blocks_hold_steps(const Weights& w) { return Format::blocks_hold_steps(w); }
-    static __device__ float scale(const Weights& w, int k, int row, int i) { return Format::scale(w, k, row, i); }
+    static __device__ float load_scale(const Weights& w, int k, int row, int i) { return Format::scale(w, k, row, i); }
+    static __device__ float scale(float loaded, const NoTable&) { return loaded; }
     static __device__ float at(const Weights& w, int k, int row, int i) {
         uint32_t byte = static_cast<const unsigned char*>(w.data)[(long long)row * k + i];
-        return Format::number(byte, 0) * scale(w, k, row, i);
+        return Format::number(byte, 0) * Format::scale(w, k, row, i);
     }
     static __device__ Chunk load(const Weights& w, int k, int row, int i) {
         return load16_once(static_cast<const unsigned char*>(w.data) + (long long)row * k + i);
@@ -149,16 +156,33 @@ struct Nf4 {
     static constexpr int CHUNK = 16;
     static constexpr bool SCALED = true;
 
+    // A scale, or when nested its code and the scale of that.
+    struct LoadedScale {
+        uint32_t code;
+        float outer;
+    };
+    struct ScaleTable {
+        const float* map; // null: not nested
+        float offset;
+        __device__ __forceinline__ void fill(const Weights& w) {
+            SHARED(float, codes, [256]);
+            if (w.nested_map)
+                for (int e = threadIdx.x; e < 256; e += blockDim.x) codes[e] = w.nested_map[e];
+            map = w.nested_map ? codes : nullptr;
+            offset = w.nested_offset;
+        }
+    };
     // Both numbers of a byte at once. Four copies, used by a quarter of the lanes each, halve the bank conflicts.
-    struct OperandTable {
+    struct OperandTable : ScaleTable {
         static constexpr int COPIES = 4;
         const uint32_t* pairs;
-        __device__ __forceinline__ void fill() {
+        __device__ __forceinline__ void fill(const Weights& w) {
             SHARED(uint32_t, table, [256 * COPIES]);
             for (int e = threadIdx.x; e < 256 * COPIES; e += blockDim.x) {
                 int byte = e / COPIES;
                 table[e] = pack2(NF4_TABLE[byte >> 4], NF4_TABLE[byte & 15], Operand());
             }
+            ScaleTable::fill(w);
             __syncthreads();
             pairs = table;
         }
@@ -167,11 +191,12 @@ struct Nf4 {
         }
     };
     // One copy a lane: no conflicts.
-    struct ValueTable {
+    struct ValueTable : ScaleTable {
         const float* numbers;
-        __device__ __forceinline__ void fill() {
+        __device__ __forceinline__ void fill(const Weights& w) {
             SHARED(float, table, [16 * 32]);
             for (int e = threadIdx.x; e < 16 * 32; e += blockDim.x) table[e] = NF4_TABLE[e / 32];
+            ScaleTable::fill(w);
             __syncthreads();
             numbers = table;
         }
@@ -179,16 +204,18 @@ struct Nf4 {
     };
 
     static __device__ bool blocks_hold_steps(const Weights& w) { return w.block_shift >= 6; }
-    static __device__ float scale(const Weights& w, int k, int row, int i) {
+    static __device__ LoadedScale load_scale(const Weights& w, int k, int row, int i) {
         long long block = ((long long)(w.first_row + row) * k + i) >> w.block_shift;
-        if (!w.nested_map) return static_cast<const float*>(w.scale)[block];
-        float fraction = w.nested_map[static_cast<const unsigned char*>(w.scale)[block]];
-        return fraction * w.nested_scale[block / 256] + w.nested_offset;
+        if (!w.nested_map) return {__float_as_uint(static_cast<const float*>(w.scale)[block]), 0};
+        return {static_cast<const unsigned char*>(w.scale)[block], w.nested_scale[block / 256]};
+    }
+    static __device__ float scale(LoadedScale loaded, const ScaleTable& table) {
+        return table.map ? fmaf(table.map[loaded.code], loaded.outer, table.offset) : __uint_as_float(loaded.code);
     }
     static __device__ float at(const Weights& w, int k, int row, int i) {
         long long first = (long long)w.first_row * k, index = first + (long long)row * k + i;
         uint32_t byte = static_cast<const unsigned char*>(w.data)[index / 2 - first / 2];
-        return NF4_TABLE[index % 2 ? byte & 15 : byte >> 4] * scale(w, k, row, i);
+        return NF4_TABLE[index % 2 ? byte & 15 : byte >> 4] * scale(load_scale(w, k, row, i), {w.nested_map, w.nested_offset});
     }
     static __device__ Chunk load(const Weights& w, int k, int row, int i) {
         return load8_once(static_cast<const unsigned char*>(w.data) + ((long long)row * k + i) / 2);

@@ -35,121 +35,169 @@ template <class E> __device__ void naive_gemm(const GemmParams& p) {
     store_result(p, sum, r, j);
 }
 
-// --- operands --------------------------------------------------------------------------------------------------------
-
-// Elements [i, i + 8) of a row of activations, zero where there are none.
-template <class T> __device__ __forceinline__ uint4 activations8(const GemmParams& p, int r, int i, bool whole) {
-    uint4 v = make_uint4(0, 0, 0, 0);
-    if (!within(r, p.m)) return v;
-    const T* x = static_cast<const T*>(p.x) + r * p.x_stride + i;
-    if (whole) return load16(x);
-    uint32_t o[4];
-    for (int j = 0; j < 4; j++) {
-        float low = within(i + 2 * j, p.k) ? float(x[2 * j]) : 0.0f, high = within(i + 2 * j + 1, p.k) ? float(x[2 * j + 1]) : 0.0f;
-        o[j] = pack2(low, high, T());
-    }
-    return make_uint4(o[0], o[1], o[2], o[3]);
-}
-
 // --- tensor cores ----------------------------------------------------------------------------------------------------
 
 #if HAS_MMA_K16
 
-// The chunks and scales of one step for the two rows of a lane in each of `Tiles` groups of 16 rows.
-template <class E, int Tiles> struct Step {
-    typename E::Chunk chunk[Tiles][2];
-    float scale[Tiles][2];
+// A lane's activations for one step: CHUNK consecutive elements of the row `lane / 4` of a group of 8.
+template <class E> struct Activations {
+    uint4 v[E::CHUNK / 8];
 };
-
-template <class E, int Tiles>
-__device__ __forceinline__ void load_step(const GemmParams& p, int first, int k0, Step<E, Tiles>& step) {
-    int group = threadIdx.x % 32 / 4, i = k0 + threadIdx.x % 4 * E::CHUNK;
-    for (int tile = 0; tile < Tiles; tile++)
-        for (int h = 0; h < 2; h++) {
-            int row = first + tile * 16 + h * 8 + group;
-            step.chunk[tile][h] = {};
-            step.scale[tile][h] = 0;
-            if (!within(row, p.n)) continue;
-            step.chunk[tile][h] = E::load(p.w, p.k, row, i);
-            if (E::SCALED) step.scale[tile][h] = E::scale(p.w, p.k, row, k0);
+template <class E>
+__device__ __forceinline__ Activations<E> load_activations(const GemmParams& p, int column, int k0, bool whole) {
+    using Operand = typename E::Operand;
+    int r = column * 8 + threadIdx.x % 32 / 4, i = k0 + threadIdx.x % 4 * E::CHUNK;
+    Activations<E> a = {};
+    if (!within(r, p.m) || !within(k0, p.k)) return a;
+    const Operand* x = static_cast<const Operand*>(p.x) + r * p.x_stride + i;
+#pragma unroll
+    for (int s = 0; s < E::CHUNK / 8; s++) {
+        if (whole) {
+            a.v[s] = load16(x + s * 8);
+            continue;
         }
+        uint32_t pairs[4];
+        for (int j = 0; j < 4; j++) {
+            int e = s * 8 + j * 2;
+            float low = within(i + e, p.k) ? float(x[e]) : 0.0f, high = within(i + e + 1, p.k) ? float(x[e + 1]) : 0.0f;
+            pairs[j] = pack2(low, high, Operand());
+        }
+        a.v[s] = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+    }
+    return a;
 }
 
-// sums += one step of 16 * Tiles rows by all activations. `a` holds the lane's operands of its two rows in each tile.
+// sums += one step of 16 * Tiles rows by all activations. `w` holds the lane's operands of its two rows in each tile; `x`
+// its activations of the first group of 8, and afterwards those of the step at next_k0: they are loaded one step ahead.
 template <class E, int Tiles, int Columns>
-__device__ __forceinline__ void multiply_step(const GemmParams& p, int k0, bool whole, const uint32_t (&a)[Tiles][2][E::CHUNK / 2],
-                                              const float (&scale)[Tiles][2], float (&sums)[Columns][Tiles][4]) {
+__device__ __forceinline__ void multiply_step(const GemmParams& p, int k0, int next_k0, bool whole,
+                                              const uint32_t (&w)[Tiles][2][E::CHUNK / 2], const float (&scale)[Tiles][2],
+                                              Activations<E>& x, float (&sums)[Columns][Tiles][4]) {
     using Operand = typename E::Operand;
-    int group = threadIdx.x % 32 / 4, i = k0 + threadIdx.x % 4 * E::CHUNK;
+    Activations<E> next = load_activations<E>(p, 0, next_k0, whole);
 #pragma unroll
     for (int c = 0; c < Columns; c++) {
-        if (c > 0 && !within(c * 8, p.m)) break;
+        if (c > 0) {
+            if (!within(c * 8, p.m)) break;
+            x = load_activations<E>(p, c, k0, whole);
+        }
         float part[Tiles][4];
+#pragma unroll
         for (int tile = 0; tile < Tiles; tile++)
+#pragma unroll
             for (int e = 0; e < 4; e++) part[tile][e] = E::SCALED ? 0 : sums[c][tile][e];
 #pragma unroll
-        for (int s = 0; s < E::CHUNK / 8; s++) {
-            uint4 x = activations8<Operand>(p, c * 8 + group, i + s * 8, whole);
+ #pragma unroll
+       for (int s = 0; s < E::CHUNK / 8; s++)
+#pragma unroll
             for (int tile = 0; tile < Tiles; tile++) {
-                const uint32_t(&low)[E::CHUNK / 2] = a[tile][0], (&high)[E::CHUNK / 2] = a[tile][1];
-                mma(part[tile], {low[4 * s], high[4 * s], low[4 * s + 1], high[4 * s + 1]}, {x.x, x.y}, Operand());
-                mma(part[tile], {low[4 * s + 2], high[4 * s + 2], low[4 * s + 3], high[4 * s + 3]}, {x.z, x.w}, Operand());
+                const uint32_t(&low)[E::CHUNK / 2] = w[tile][0], (&high)[E::CHUNK / 2] = w[tile][1];
+                mma(part[tile], {low[4 * s], high[4 * s], low[4 * s + 1], high[4 * s + 1]}, {x.v[s].x, x.v[s].y}, Operand());
+                mma(part[tile], {low[4 * s + 2], high[4 * s + 2], low[4 * s + 3], high[4 * s + 3]}, {x.v[s].z, x.v[s].w}, Operand());
             }
-        }
+#pragma unroll
         for (int tile = 0; tile < Tiles; tile++)
+#pragma unroll
             for (int e = 0; e < 4; e++)
                 sums[c][tile][e] = E::SCALED ? fmaf(scale[tile][e / 2], part[tile][e], sums[c][tile][e]) : part[tile][e];
+    }
+    x = next;
+}
+
+// Rows of whole steps. A lane begins the loads of DEPTH steps, 128 bytes of weights, before it multiplies the first.
+template <class E, int Tiles, int Columns>
+__device__ __forceinline__ void multiply_whole(const GemmParams& p, int first, const typename E::OperandTable& table,
+                                               float (&sums)[Columns][Tiles][4]) {
+    constexpr int DEPTH = 64 / (Tiles * int(sizeof(typename E::Chunk))), STRIDE = WARPS * STEP<E>;
+    int warp = threadIdx.x / 32, group = threadIdx.x % 32 / 4, piece = threadIdx.x % 4 * E::CHUNK;
+    Activations<E> x = load_activations<E>(p, 0, warp * STEP<E>, true);
+    for (int k0 = warp * STEP<E>; k0 < p.k; k0 += DEPTH * STRIDE) {
+        typename E::Chunk chunks[DEPTH][Tiles][2];
+        typename E::LoadedScale scales[DEPTH][Tiles][2];
+#pragma unroll
+        for (int d = 0; d < DEPTH; d++) {
+            if (!within(k0 + d * STRIDE, p.k)) break;
+#pragma unroll
+            for (int tile = 0; tile < Tiles; tile++)
+#pragma unroll
+                for (int h = 0; h < 2; h++)
+                    chunks[d][tile][h] = E::load(p.w, p.k, clamped(first + tile * 16 + h * 8 + group, p.n), k0 + d * STRIDE + piece);
+        }
+#pragma unroll
+        for (int d = 0; d < DEPTH && E::SCALED; d++) {
+            if (!within(k0 + d * STRIDE, p.k)) break;
+#pragma unroll
+            for (int tile = 0; tile < Tiles; tile++)
+#pragma unroll
+                for (int h = 0; h < 2; h++)
+                    scales[d][tile][h] = E::load_scale(p.w, p.k, clamped(first + tile * 16 + h * 8 + group, p.n), k0 + d * STRIDE);
+        }
+#pragma unroll
+        for (int d = 0; d < DEPTH; d++) {
+            if (!within(k0 + d * STRIDE, p.k)) break;
+            uint32_t w[Tiles][2][E::CHUNK / 2];
+            float scale[Tiles][2] = {};
+#pragma unroll
+            for (int tile = 0; tile < Tiles; tile++)
+#pragma unroll
+                for (int h = 0; h < 2; h++) {
+                    E::operands(chunks[d][tile][h], table, w[tile][h]);
+                    if (E::SCALED) scale[tile][h] = E::scale(scales[d][tile][h], table);
+                }
+            multiply_step<E, Tiles, Columns>(p, k0 + d * STRIDE, k0 + (d + 1) * STRIDE, true, w, scale, x, sums);
+        }
+    }
+}
+
+// Rows that do not divide into steps: element by element, the scale in the operand.
+template <class E, int Tiles, int Columns>
+__device__ __forceinline__ void multiply_ragged(const GemmParams& p, int first, float (&sums)[Columns][Tiles][4]) {
+    constexpr int STRIDE = WARPS * STEP<E>;
+    int warp = threadIdx.x / 32, group = threadIdx.x % 32 / 4, piece = threadIdx.x % 4 * E::CHUNK;
+    float scale[Tiles][2];
+#pragma unroll
+    for (int tile = 0; tile < Tiles; tile++) scale[tile][0] = scale[tile][1] = 1;
+    Activations<E> x = load_activations<E>(p, 0, warp * STEP<E>, false);
+    for (int k0 = warp * STEP<E>; k0 < p.k; k0 += STRIDE) {
+        uint32_t w[Tiles][2][E::CHUNK / 2];
+#pragma unroll
+        for (int tile = 0; tile < Tiles; tile++)
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                int row = clamped(first + tile * 16 + h * 8 + group, p.n), i = k0 + piece;
+#pragma unroll
+                for (int e = 0; e < E::CHUNK; e += 2) {
+                    float low = within(i + e, p.k) ? E::at(p.w, p.k, row, i + e) : 0.0f;
+                    float high = within(i + e + 1, p.k) ? E::at(p.w, p.k, row, i + e + 1) : 0.0f;
+                    w[tile][h][e / 2] = pack2(low, high, typename E::Operand());
+                }
+            }
+        multiply_step<E, Tiles, Columns>(p, k0, k0 + STRIDE, false, w, scale, x, sums);
     }
 }
 
 // Columns: how many groups of 8 activation rows there may be. Tiles: groups of 16 weight rows, so that many activations
 // are loaded for more weights.
 template <class E, int Columns, int Tiles> __device__ void gemm(const GemmParams& p) {
-    constexpr int ROWS = 16 * Tiles, DEPTH = 64 / (Tiles * int(sizeof(typename E::Chunk))); // 128 bytes of weights in flight a lane
+    constexpr int ROWS = 16 * Tiles;
     SHARED(float, partial, [WARPS][8][ROWS + 4]);
     typename E::OperandTable table;
-    table.fill();
+    table.fill(p.w);
 
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, first = blockIdx.x * ROWS;
     float sums[Columns][Tiles][4] = {};
-    uint32_t a[Tiles][2][E::CHUNK / 2];
     if (whole_steps<E>(p.w, p.k)) {
-        for (int k0 = warp * STEP<E>; k0 < p.k; k0 += DEPTH * WARPS * STEP<E>) {
-            Step<E, Tiles> steps[DEPTH];
-#pragma unroll
-            for (int d = 0; d < DEPTH; d++)
-                if (within(k0 + d * WARPS * STEP<E>, p.k)) load_step<E, Tiles>(p, first, k0 + d * WARPS * STEP<E>, steps[d]);
-#pragma unroll
-            for (int d = 0; d < DEPTH; d++) {
-                if (!within(k0 + d * WARPS * STEP<E>, p.k)) break;
-                for (int tile = 0; tile < Tiles; tile++)
-                    for (int h = 0; h < 2; h++) E::operands(steps[d].chunk[tile][h], table, a[tile][h]);
-                multiply_step<E, Tiles, Columns>(p, k0 + d * WARPS * STEP<E>, true, a, steps[d].scale, sums);
-            }
-        }
+        multiply_whole<E, Tiles, Columns>(p, first, table, sums);
     } else {
-        // Rows that do not divide into steps: element by element, the scale in the operand.
-        float one[Tiles][2];
-        for (int tile = 0; tile < Tiles; tile++) one[tile][0] = one[tile][1] = 1;
-        for (int k0 = warp * STEP<E>; k0 < p.k; k0 += WARPS * STEP<E>) {
-            for (int tile = 0; tile < Tiles; tile++)
-                for (int h = 0; h < 2; h++) {
-                    int row = first + tile * 16 + h * 8 + group, i = k0 + lane % 4 * E::CHUNK;
-                    for (int e = 0; e < E::CHUNK / 2; e++) {
-                        float v[2];
-                        for (int c = 0; c < 2; c++)
-                            v[c] = within(row, p.n) && within(i + 2 * e + c, p.k) ? E::at(p.w, p.k, row, i + 2 * e + c) : 0.0f;
-                        a[tile][h][e] = pack2(v[0], v[1], typename E::Operand());
-                    }
-                }
-            multiply_step<E, Tiles, Columns>(p, k0, false, a, one, sums);
-        }
+        multiply_ragged<E, Tiles, Columns>(p, first, sums);
     }
 
 #pragma unroll
     for (int c = 0; c < Columns; c++) {
         if (c > 0 && !within(c * 8, p.m)) break;
+#pragma unroll
         for (int tile = 0; tile < Tiles; tile++)
+#pragma unroll
             for (int e = 0; e < 4; e++) partial[warp][lane % 4 * 2 + e % 2][tile * 16 + group + e / 2 * 8] = sums[c][tile][e];
         __syncthreads();
         for (int o = threadIdx.x; o < 8 * ROWS; o += WARPS * 32) {
@@ -185,38 +233,57 @@ template <class T, int Count> __device__ __forceinline__ void load_row(const T* 
     }
 }
 
-// A warp takes one row of weights at a time, its lanes take chunks of it in turn; activations in groups of 8, for each of
-// which the row is read again.
+// The products of CHUNK weights with a group of up to 8 rows of activations, from row r0 on.
+template <class E>
+__device__ __forceinline__ void multiply_chunk(const GemmParams& p, int r0, int i, bool whole, const float (&w)[E::CHUNK],
+                                               float scale, float (&sums)[8]) {
+#pragma unroll
+    for (int r = 0; r < 8; r++) {
+        if (!within(r0 + r, p.m)) break;
+        const auto* x = static_cast<const typename E::Operand*>(p.x) + (r0 + r) * p.x_stride + i;
+        float v[E::CHUNK], part = 0;
+        if (whole) {
+            load_row(x, v);
+        } else {
+            for (int e = 0; e < E::CHUNK; e++) v[e] = within(i + e, p.k) ? float(x[e]) : 0.0f;
+        }
+        for (int e = 0; e < E::CHUNK; e++) part = fmaf(w[e], v[e], part);
+        sums[r] = fmaf(scale, part, sums[r]);
+    }
+}
+
+// A warp takes one row of weights at a time, its lanes take chunks of it in turn, two of which are loaded before the
+// first is used; activations in groups of 8, for each of which the row is read again.
 template <class E, int Rows> __device__ void simt_gemm(const GemmParams& p) {
-    using Operand = typename E::Operand;
+    constexpr int DEPTH = 2, STRIDE = 32 * E::CHUNK;
     typename E::ValueTable table;
-    table.fill();
+    table.fill(p.w);
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     bool whole = whole_steps<E>(p.w, p.k);
     for (int j = blockIdx.x * Rows + warp; j < min(p.n, (int(blockIdx.x) + 1) * Rows); j += WARPS) {
         for (int r0 = 0; r0 < p.m; r0 += 8) {
             float sums[8] = {};
-            for (int i = lane * E::CHUNK; i < p.k; i += 32 * E::CHUNK) {
-                float v[E::CHUNK], scale = 1;
-                if (whole) {
-                    E::values(E::load(p.w, p.k, j, i), table, v);
-                    if (E::SCALED) scale = E::scale(p.w, p.k, j, i);
-                } else {
-                    for (int e = 0; e < E::CHUNK; e++) v[e] = within(i + e, p.k) ? E::at(p.w, p.k, j, i + e) : 0.0f;
-                }
+            for (int i0 = lane * E::CHUNK; i0 < p.k && whole; i0 += DEPTH * STRIDE) {
+                typename E::Chunk chunks[DEPTH];
+                typename E::LoadedScale scales[DEPTH];
 #pragma unroll
-                for (int r = 0; r < 8; r++) {
-                    if (!within(r0 + r, p.m)) break;
-                    const Operand* x = static_cast<const Operand*>(p.x) + (r0 + r) * p.x_stride + i;
-                    float activations[E::CHUNK], part = 0;
-                    if (whole) {
-                        load_row(x, activations);
-                    } else {
-                        for (int e = 0; e < E::CHUNK; e++) activations[e] = within(i + e, p.k) ? float(x[e]) : 0.0f;
+                for (int d = 0; d < DEPTH; d++)
+                    if (within(i0 + d * STRIDE, p.k)) {
+                        chunks[d] = E::load(p.w, p.k, j, i0 + d * STRIDE);
+                        scales[d] = E::load_scale(p.w, p.k, j, i0 + d * STRIDE);
                     }
-                    for (int e = 0; e < E::CHUNK; e++) part = fmaf(v[e], activations[e], part);
-                    sums[r] = fmaf(scale, part, sums[r]);
+#pragma unroll
+                for (int d = 0; d < DEPTH; d++) {
+                    if (!within(i0 + d * STRIDE, p.k)) break;
+                    float w[E::CHUNK];
+                    E::values(chunks[d], table, w);
+                    multiply_chunk<E>(p, r0, i0 + d * STRIDE, true, w, E::scale(scales[d], table), sums);
                 }
+            }
+            for (int i = lane * E::CHUNK; i < p.k && !whole; i += STRIDE) {
+                float w[E::CHUNK];
+                for (int e = 0; e < E::CHUNK; e++) w[e] = within(i + e, p.k) ? E::at(p.w, p.k, j, i + e) : 0.0f;
+                multiply_chunk<E>(p, r0, i, false, w, 1, sums);
             }
 #pragma unroll
             for (int r = 0; r < 8; r++) {

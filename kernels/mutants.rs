@@ -22,7 +22,7 @@ struct Mutant {
     text: String,
     /// The part that is replaced, and by what.
     fragment: String,
-    replacement: &'static str,
+    replacement: String,
     /// Bytes into the file.
     at: usize,
 }
@@ -46,18 +46,26 @@ fn parenthesised(text: &str, open: usize) -> Option<usize> {
     None
 }
 
+/// What stands before the first comma outside of parentheses.
+fn first_argument(arguments: &str) -> &str {
+    let mut depth = 0;
+    let end = arguments.find(|c| {
+        depth += i32::from(c == '(') - i32::from(c == ')');
+        c == ',' && depth == 0
+    });
+    &arguments[..end.unwrap_or(arguments.len())]
+}
+
 /// All mutants of one file.
 fn mutants(file: &str, source: &str) -> Vec<Mutant> {
     let mut found = Vec::new();
     let mut start = 0;
     for (number, line) in source.split_inclusive('\n').enumerate() {
         let code = line.split("//").next().unwrap_or_default();
-        for (name, replacement) in
-            [("__syncthreads", "(void)0"), ("__syncwarp", "(void)0"), ("cp_async_wait<", "(void)0"), ("within", "true")]
-        {
+        for name in ["__syncthreads", "__syncwarp", "cp_async_wait<", "within", "clamped"] {
             for (i, _) in code.match_indices(name) {
                 let before = code[..i].chars().next_back();
-                let is_definition = code.contains("bool within(");
+                let is_definition = code.contains("bool within(") || code.contains("int clamped(");
                 if is_definition || before.is_some_and(|c| c.is_alphanumeric() || c == '_') {
                     continue;
                 }
@@ -65,6 +73,11 @@ fn mutants(file: &str, source: &str) -> Vec<Mutant> {
                 let Some(end) = parenthesised(code, open) else { continue };
                 let (at, fragment) = (start + i, code[i..end].to_string());
                 let text = line.trim().to_string();
+                let replacement = match name {
+                    "within" => "true".to_string(),
+                    "clamped" => format!("({})", first_argument(&code[open + 1..end])),
+                    _ => "(void)0".to_string(),
+                };
                 found.push(Mutant { file: file.into(), line: number + 1, text, fragment, replacement, at });
             }
         }

@@ -56,9 +56,10 @@ template <bool Centred, class Group> __device__ void norm(const NormParams& p) {
     if (!within(row, p.rows)) return;
     long long in = row_start(p, row, p.stride), out = row_start(p, row, p.out_stride);
     // One test for all: a null pointer is aligned.
+    bool heads_aligned = p.heads == 1 || p.dim % 4 == 0;
     bool aligned = rows_aligned(p.x, p.stride) && rows_aligned(p.add, 0) && rows_aligned(p.sum, 0) &&
-                   rows_aligned(p.residual, 0) && p.dim % 4 == 0;
-    bool out_aligned = p.out_dtype == DTYPE_F32 && rows_aligned(static_cast<float*>(p.out), p.out_stride) && p.dim % 4 == 0;
+                   rows_aligned(p.residual, 0) && heads_aligned;
+    bool out_aligned = p.out_dtype == DTYPE_F32 && rows_aligned(static_cast<float*>(p.out), p.out_stride) && heads_aligned;
 
     float total = 0;
     for (int i = Group::rank() * 4; i < p.dim; i += step) {

@@ -8,6 +8,9 @@ constexpr unsigned ALL_LANES = 0xffffffffu;
 // notices.
 __device__ __forceinline__ bool within(long long index, long long count) { return index < count; }
 
+// The index itself, or the last one there is: for loads whose results are thrown away beyond the end. (Also found and deleted.)
+__device__ __forceinline__ int clamped(int index, int count) { return min(index, count - 1); }
+
 __host__ __device__ constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 // --- elements whose dtype is known only at run time ------------------------------------------------------------------
