@@ -95,17 +95,15 @@ __device__ __forceinline__ void store_rows(const PrefillParams& prefill, const f
 constexpr int STAGE = TILE * PIECES; // in pieces
 constexpr int COPIES = STAGE / THREADS;
 
-// Begins to copy the slice from k0 on of 128 rows of 16-bit numbers; row_of says which these are. A thread copies the same
-// piece of every sixteenth row; zeroes where row_of is -1, and at and beyond k.
-template <class RowOf>
-__device__ __forceinline__ void copy_slice(uint4* stage, const void* data, uint32_t row_bytes, RowOf row_of, int k0, int k) {
+// Begins to copy the slice from k0 on of 128 `rows` of 16-bit numbers, zero at and beyond k. A thread copies the same piece of
+// every sixteenth row.
+__device__ __forceinline__ void copy_slice(uint4* stage, const void* data, uint32_t row_bytes, const int* rows, int k0, int k) {
     int piece = threadIdx.x % PIECES, i = k0 + piece * 8, bytes = within(i, k) ? 16 : 0;
     const char* from = static_cast<const char*>(data) + (long long)i * 2;
 #pragma unroll
     for (int c = 0; c < COPIES; c++) {
-        int to = threadIdx.x / PIECES + c * (THREADS / PIECES), row = row_of(to);
-        bool there = row >= 0;
-        cp_async16(&stage[to * PIECES + swizzle(to, piece)], from + (there ? uint64_t(uint32_t(row)) * row_bytes : 0), there ? bytes : 0);
+        int row = threadIdx.x / PIECES + c * (THREADS / PIECES);
+        cp_async16(&stage[row * PIECES + swizzle(row, piece)], from + uint64_t(uint32_t(rows[row])) * row_bytes, bytes);
     }
 }
 
@@ -116,8 +114,8 @@ template <class E> struct Undecoded {
     typename E::Chunk chunk[CHUNKS];
     typename E::LoadedScale scale[CHUNKS];
 
-    __device__ __forceinline__ void load(const GemmParams& p, int first, int k0, int c) {
-        int row = clamped(first + c * (TILE / CHUNKS) + threadIdx.x / 4, p.n);
+    __device__ __forceinline__ void load(const GemmParams& p, const int* rows, int k0, int c) {
+        int row = rows[c * (TILE / CHUNKS) + threadIdx.x / 4];
         chunk[c] = E::load(p.w, p.k, row, k0 + threadIdx.x % 4 * E::CHUNK);
         scale[c] = E::load_scale(p.w, p.k, row, k0);
     }
@@ -134,7 +132,7 @@ template <class E> struct Undecoded {
 };
 // Nothing, where slices are copied.
 struct Copied {
-    __device__ __forceinline__ void load(const GemmParams&, int, int, int) {}
+    __device__ __forceinline__ void load(const GemmParams&, const int*, int, int) {}
     template <class Table> __device__ __forceinline__ void decode(uint4*, const Table&, int) const {}
 };
 template <class E, bool Scaled> struct AheadOf { using Type = Copied; };
@@ -180,17 +178,19 @@ template <class E> __device__ void tensor_gemm(const PrefillParams& prefill) {
     int2 first = tile_of_block(p);
     int warp = threadIdx.x / 32, slices = ceil_div(p.k, SLICE);
     bool active = within(first.x + warp / 2 * 64, p.m) && within(first.y + warp % 2 * 64, p.n);
-    SHARED(int, sources, [TILE]); // the rows of x that the block multiplies, or -1
-    sources[threadIdx.x] = within(first.x + threadIdx.x, p.m) ? source_row(prefill, first.x + threadIdx.x) : -1;
+    // The rows of x and of weights that the block multiplies. Beyond the last row that again; the results are thrown away. In
+    // shared memory because what follows from them would take too many registers.
+    SHARED(int, x_rows, [TILE]);
+    SHARED(int, w_rows, [TILE]);
+    x_rows[threadIdx.x] = source_row(prefill, clamped(first.x + threadIdx.x, p.m));
+    w_rows[threadIdx.x] = clamped(first.y + threadIdx.x, p.n);
     __syncthreads();
-    auto x_row = [&](int row) { return sources[row]; };
-    auto w_row = [&](int row) { return within(first.y + row, p.n) ? first.y + row : -1; };
     auto x_stage = [&](int slice) { return memory + slice % 2 * 2 * STAGE; };
     auto w_stage = [&](int slice) { return memory + slice % 2 * 2 * STAGE + STAGE; };
     auto copy = [&](int slice) {
         if (within(slice, slices)) {
-            copy_slice(x_stage(slice), p.x, uint32_t(p.x_stride) * 2, x_row, slice * SLICE, p.k);
-            if (!E::SCALED) copy_slice(w_stage(slice), p.w.data, uint32_t(p.k) * 2, w_row, slice * SLICE, p.k);
+            copy_slice(x_stage(slice), p.x, uint32_t(p.x_stride) * 2, x_rows, slice * SLICE, p.k);
+            if (!E::SCALED) copy_slice(w_stage(slice), p.w.data, uint32_t(p.k) * 2, w_rows, slice * SLICE, p.k);
         }
         cp_async_commit();
     };
@@ -199,12 +199,12 @@ template <class E> __device__ void tensor_gemm(const PrefillParams& prefill) {
     // once more than it is used.)
     auto refill = [&](int slice, int c) {
         ahead.decode(w_stage(slice), table, c);
-        ahead.load(p, first.y, clamped(slice + 1, slices) * SLICE, c);
+        ahead.load(p, w_rows, clamped(slice + 1, slices) * SLICE, c);
     };
 
     copy(0);
     copy(1);
-    for (int c = 0; c < CHUNKS; c++) ahead.load(p, first.y, 0, c);
+    for (int c = 0; c < CHUNKS; c++) ahead.load(p, w_rows, 0, c);
     for (int c = 0; c < CHUNKS; c++) refill(0, c);
     refill(1, 0);
     cp_async_wait<1>();
@@ -253,22 +253,23 @@ template <class E> __device__ void tensor_gemm(const PrefillParams& prefill) {
 
 // --- without tensor cores --------------------------------------------------------------------------------------------
 
-constexpr int DEPTH = 16, ROW = TILE + 4; // a slice of k, and the floats from one k to the next: rows lie side by side
+constexpr int DEPTH = 8, ROW = TILE + 4; // a slice of k, and the floats from one k to the next: rows lie side by side
 
 // A thread makes 16 x 8 outputs: rows 32 q + 4 (thread / 16) + 0 … 3, columns 64 q + 4 (thread % 16) + 0 … 3.
 template <class E> __device__ void simt_gemm(const PrefillParams& prefill) {
     using Operand = typename E::Operand;
     const GemmParams& p = prefill.product;
-    DYN_SMEM(float, memory); // [2 stages][activations, weights][16 of k][128 rows and a gap]
+    DYN_SMEM(float, memory); // [2 stages][activations, weights][8 of k][128 rows and a gap]
     int2 first = tile_of_block(p);
-    int i = threadIdx.x % DEPTH, row = threadIdx.x / DEPTH, down = row * 4, across = threadIdx.x % 16 * 4;
+    int i = threadIdx.x % DEPTH, row = threadIdx.x / DEPTH, down = threadIdx.x / 16 * 4, across = threadIdx.x % 16 * 4;
 
-    // What this thread fetches of a slice: element i of every eighth row.
+    // What this thread fetches of a slice: element i of every sixteenth row.
+    constexpr int ROWS = THREADS / DEPTH;
     float x[DEPTH], w[DEPTH];
     auto fetch = [&](int k0) {
 #pragma unroll
         for (int c = 0; c < DEPTH; c++) {
-            int r = first.x + row + c * 8, j = first.y + row + c * 8;
+            int r = first.x + row + c * ROWS, j = first.y + row + c * ROWS;
             bool inside = within(k0 + i, p.k);
             x[c] = inside && within(r, p.m)
                        ? float(static_cast<const Operand*>(p.x)[source_row(prefill, r) * p.x_stride + k0 + i]) : 0.0f;
@@ -278,7 +279,7 @@ template <class E> __device__ void simt_gemm(const PrefillParams& prefill) {
     auto put = [&](int stage) {
         float* xs = memory + stage * 2 * DEPTH * ROW + i * ROW + row;
 #pragma unroll
-        for (int c = 0; c < DEPTH; c++) xs[c * 8] = x[c], xs[DEPTH * ROW + c * 8] = w[c];
+        for (int c = 0; c < DEPTH; c++) xs[c * ROWS] = x[c], xs[DEPTH * ROW + c * ROWS] = w[c];
     };
 
     float sums[4][4][8] = {};
@@ -290,7 +291,7 @@ template <class E> __device__ void simt_gemm(const PrefillParams& prefill) {
         fetch(k0 + DEPTH);
         const float* xs = memory + stage * 2 * DEPTH * ROW + down;
         const float* ws = memory + stage * 2 * DEPTH * ROW + DEPTH * ROW + across;
-#pragma unroll 2
+#pragma unroll 4
         for (int k = 0; k < DEPTH; k++) {
             float4 low = *reinterpret_cast<const float4*>(ws + k * ROW), high = *reinterpret_cast<const float4*>(ws + k * ROW + 64);
             float b[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};

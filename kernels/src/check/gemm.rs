@@ -20,7 +20,12 @@ fn activations(check: &mut Check, m: usize, k: usize, dtype: Dtype) -> (*const s
     upload(check, &values, k, dtype)
 }
 
-pub(super) fn upload(check: &mut Check, values: &[f32], k: usize, dtype: Dtype) -> (*const std::ffi::c_void, usize, Vec<f64>) {
+pub(super) fn upload(
+    check: &mut Check,
+    values: &[f32],
+    k: usize,
+    dtype: Dtype,
+) -> (*const std::ffi::c_void, usize, Vec<f64>) {
     let stride = k.next_multiple_of(8) + 8;
     let mut bytes = Vec::new();
     let mut exact = Vec::new();

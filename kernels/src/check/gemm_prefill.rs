@@ -34,9 +34,11 @@ fn case(check: &mut Check, form: Form, m: usize, n: usize, k: usize) -> Outcome 
     let bias = check.pick(&[None, Some(Dtype::DTYPE_F32), Some(Dtype::DTYPE_BF16), Some(Dtype::DTYPE_F16)]);
     let residual = check.pick(&[false, true]);
     let in_place = residual && check.pick(&[false, true]);
-    let dtype = if in_place { Dtype::DTYPE_F32 } else { check.pick(&[Dtype::DTYPE_F32, Dtype::DTYPE_F16, Dtype::DTYPE_BF16]) };
+    let dtype =
+        if in_place { Dtype::DTYPE_F32 } else { check.pick(&[Dtype::DTYPE_F32, Dtype::DTYPE_F16, Dtype::DTYPE_BF16]) };
     let gathered = check.pick(&[false, true]);
-    let more = format!("first row {first} of {columns}, bias {bias:?}, residual {residual}, gathered {gathered}, {dtype:?}");
+    let more =
+        format!("first row {first} of {columns}, bias {bias:?}, residual {residual}, gathered {gathered}, {dtype:?}");
     check.case(format!("{form:?} prefill gemm, m {m}, n {n}, k {k}, {more}"));
 
     let encoding = form.encoding();
@@ -45,7 +47,8 @@ fn case(check: &mut Check, form: Form, m: usize, n: usize, k: usize) -> Outcome 
     let values = check.normal(sources * k);
     let (x, x_stride, xs) = upload(check, &values, k, operand(encoding));
     let rows: Vec<usize> = (0..m).map(|r| if gathered { check.rng.random_range(0..sources) } else { r }).collect();
-    let gather = if gathered { check.input(&rows.iter().map(|&r| r as i32).collect::<Vec<_>>()) } else { std::ptr::null() };
+    let gather =
+        if gathered { check.input(&rows.iter().map(|&r| r as i32).collect::<Vec<_>>()) } else { std::ptr::null() };
     let values = check.normal(columns);
     let (bias_data, biases) = match bias {
         Some(dtype) => check.rounded(&values, dtype),

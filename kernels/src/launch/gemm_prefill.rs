@@ -9,8 +9,8 @@ const TILE: usize = 128;
 /// Two stages of a slice of activations and one of weights, 128 rows of 64 numbers of 16 bits each; the kernels without
 /// tensor cores, which have these names on sm_75, need less.
 const TENSOR_SHARED: u32 = 2 * 2 * 128 * 64 * 2;
-/// Two stages of 16 rows of 128 numbers of float32 and a gap of 4, of activations and of weights.
-const SIMT_SHARED: u32 = 2 * 2 * 16 * (128 + 4) * 4;
+/// Two stages of 8 rows of 128 numbers of float32 and a gap of 4, of activations and of weights.
+const SIMT_SHARED: u32 = 2 * 2 * 8 * (128 + 4) * 4;
 
 /// Whether tensor cores can multiply by rows of k weights: whole steps, each with one scale (`whole_steps` of dequant.cuh).
 /// A property of the weight, so that bits do not depend on the tile or on who shares the batch.
