@@ -149,6 +149,14 @@ struct GemmParams {
     int m, n, k;
 };
 
+/* gemm_prefill_* (gemm_prefill.cu): the same product for any number of rows; zeroes after it change nothing. */
+struct PrefillParams {
+    struct GemmParams product;
+    const int *gather;       /* optional; [m]: row r of the product takes row gather[r] of x, as an expert's rows lie */
+    void *out16;             /* optional: takes the result instead of product.out, which is then not written; laid out as it */
+    enum Dtype out16_dtype;
+};
+
 /* peak_copy, peak_read, peak_mma (peak.cu): what a card can do at best, which other kernels are measured against. */
 struct PeakParams {
     const void *in;  /* peak_copy, peak_read: `bytes` bytes; 16-byte aligned */

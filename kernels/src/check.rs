@@ -15,6 +15,7 @@ use crate::params::Dtype;
 pub mod attention;
 pub mod convert;
 pub mod gemm;
+pub mod gemm_prefill;
 pub mod norm;
 pub mod peak;
 mod ragged;
@@ -34,6 +35,8 @@ macro_rules! every_check {
             convert_matches_float64: $crate::check::convert::check;
             attention_prefill_matches_float64: $crate::check::attention::check_prefill;
             attention_decode_matches_float64: $crate::check::attention::check_decode;
+            gemm_prefill_matches_float64: $crate::check::gemm_prefill::check;
+            gemm_prefill_rows_do_not_depend_on_their_neighbours: $crate::check::gemm_prefill::check_neighbours;
             peak_is_exact: $crate::check::peak::check;
         }
     };

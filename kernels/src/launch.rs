@@ -4,6 +4,7 @@
 pub mod attention;
 pub mod convert;
 pub mod gemm;
+pub mod gemm_prefill;
 pub mod norm;
 pub mod peak;
 pub mod rope;

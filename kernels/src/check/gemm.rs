@@ -6,7 +6,7 @@ use crate::launch::gemm::{Encoding, decode, naive};
 use crate::params::{Dtype, GemmParams, Vector, Weights};
 
 /// The dtype in which activations meet weights of an encoding.
-fn operand(encoding: Encoding) -> Dtype {
+pub(super) fn operand(encoding: Encoding) -> Dtype {
     match encoding {
         Encoding::F32 => Dtype::DTYPE_F32,
         Encoding::F16 => Dtype::DTYPE_F16,
@@ -20,7 +20,12 @@ fn activations(check: &mut Check, m: usize, k: usize, dtype: Dtype) -> (*const s
     upload(check, &values, k, dtype)
 }
 
-fn upload(check: &mut Check, values: &[f32], k: usize, dtype: Dtype) -> (*const std::ffi::c_void, usize, Vec<f64>) {
+pub(super) fn upload(
+    check: &mut Check,
+    values: &[f32],
+    k: usize,
+    dtype: Dtype,
+) -> (*const std::ffi::c_void, usize, Vec<f64>) {
     let stride = k.next_multiple_of(8) + 8;
     let mut bytes = Vec::new();
     let mut exact = Vec::new();
