@@ -74,3 +74,27 @@ struct GemmParams {
     long long out_stride;
     int m, n, k;
 };
+
+/* What a gated MLP does between its two products. */
+enum Gate {
+    GATE_SILU,      /* SwiGLU: silu(gate) * up */
+    GATE_GELU_TANH, /* GeGLU with the tanh approximation */
+    GATE_GELU_ERF,  /* GeGLU */
+    GATE_CLAMPED    /* gpt-oss: g * sigmoid(alpha * g) * (u + 1), g = min(gate, limit), u = clamp(up, -limit, limit) */
+};
+
+/* glu (mlp.cu): out[r][i] = activation(gate[r][i]) * up[r][i]
+ *
+ * In a packed [gate | up], up = gate + dim. Without `up`, `gate` has rows of pairs: 2i is the gate, 2i + 1 the other.
+ * `out` may be `gate` where dtypes and layouts agree and nothing is interleaved. */
+struct GluParams {
+    const float *gate;
+    const float *up;     /* optional; laid out as gate */
+    void *out;           /* [rows, dim] */
+    long long stride;    /* of gate and up */
+    long long out_stride;
+    int rows, dim;
+    enum Dtype out_dtype;
+    enum Gate kind;
+    float alpha, limit;  /* GATE_CLAMPED; limit above 0 */
+};

@@ -13,6 +13,7 @@ use crate::launch::Launch;
 use crate::params::Dtype;
 
 pub mod gemm;
+pub mod mlp;
 pub mod norm;
 mod weights;
 

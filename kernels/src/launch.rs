@@ -2,6 +2,7 @@
 //! benchmarks all ask here, so that what was checked is what runs.
 
 pub mod gemm;
+pub mod mlp;
 pub mod norm;
 
 /// How to launch one kernel. Mirrors `cuLaunchKernel`; the kernel's one parameter is a struct of [`crate::params`].

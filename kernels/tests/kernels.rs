@@ -1,6 +1,6 @@
 //! Every kernel on the host build: all dialects, copies that land early and late, and every order of threads.
 
-use layerstream_kernels::check::{Check, Outcome, gemm, norm};
+use layerstream_kernels::check::{Check, Outcome, gemm, mlp, norm};
 use layerstream_kernels::host::{Dialect, HostDevice, Schedule};
 
 /// Runs a check on every dialect under every schedule, each with inputs of its own.
@@ -28,4 +28,9 @@ fn gemm_matches_float64() {
 #[test]
 fn gemm_rows_do_not_depend_on_their_neighbours() {
     everywhere(gemm::check_neighbours);
+}
+
+#[test]
+fn glu_matches_float64() {
+    everywhere(mlp::check);
 }
