@@ -98,3 +98,60 @@ struct GluParams {
     enum Gate kind;
     float alpha, limit;  /* GATE_CLAMPED; limit above 0 */
 };
+
+/* How router logits become the scores of experts. */
+enum Scores { SCORES_SOFTMAX, SCORES_SIGMOID };
+
+/* route (moe.cu): the top_k experts of each row and what each of them counts.
+ *
+ *   score = softmax or sigmoid of logits;   choice = score + correction
+ *
+ * Experts stand in `groups` groups of consecutive ones. Only those in the top_groups best groups are open, and of these
+ * the top_k with the largest `choice` are taken; among equals (groups, experts) the lower number goes first. A group is
+ * as good as the sum of its group_best largest choices: 1 in DeepSeek V2, 2 in V3. NaN counts as -infinity.
+ *
+ *   weight = score * scale,   renormalised: score / (sum of the scores taken + 1e-20) * scale
+ *
+ * Softmax and renormalised is also what takes the softmax over the chosen logits alone (gpt-oss, Mixtral). */
+struct RouteParams {
+    const float *logits;      /* [rows, experts] */
+    struct Vector correction; /* [experts]; optional: 0; decides who is taken, not the weight */
+    int *ids;                 /* [rows, top_k], rising in each row */
+    float *weights;           /* [rows, top_k], in the order of ids */
+    long long logits_stride;
+    int rows;
+    int experts;              /* at most 1024 */
+    int top_k;                /* at most the experts of top_groups groups */
+    int groups;               /* divides experts, at most 32; 1: no groups */
+    int top_groups;           /* 1 to groups */
+    int group_best;           /* 1 or 2, at most experts / groups */
+    enum Scores scores;
+    int renormalise;
+    float scale;
+};
+
+/* expert_lists (moe.cu): the rows that each expert gets. Sorting the (row, expert) pairs of `ids` by expert, then row,
+ * gives each pair its place; expert e has the places [bounds[e], bounds[e + 1]). */
+struct ExpertListsParams {
+    const int *ids; /* [rows, top_k], each below experts */
+    int *row_ids;   /* [rows * top_k], by place: the row; what `convert` takes as ids to gather rows of activations */
+    int *places;    /* [rows, top_k] */
+    int *bounds;    /* [experts + 1] */
+    int rows, top_k, experts;
+};
+
+/* sum_experts (moe.cu): out[r] = add[r] + sum over the row's experts e in [first_expert, end_expert) of weight * y[place].
+ *
+ * Experts are added in the order of ids, one after the other, so that a few experts after a few others, in place, give
+ * the same bits as all at once. */
+struct SumExpertsParams {
+    const float *y;       /* [places, dim]: what the experts made; address of place 0, whether that row is there or not */
+    const int *ids;       /* [rows, top_k] */
+    const int *places;    /* [rows, top_k] */
+    const float *weights; /* [rows, top_k] */
+    const float *add;     /* optional; laid out as out; may be out */
+    float *out;           /* [rows, dim] */
+    long long y_stride, out_stride;
+    int rows, top_k, dim;
+    int first_expert, end_expert;
+};

@@ -14,6 +14,7 @@ use crate::params::Dtype;
 
 pub mod gemm;
 pub mod mlp;
+pub mod moe;
 pub mod norm;
 mod weights;
 
@@ -104,6 +105,12 @@ impl<'a> Check<'a> {
     /// What the kernel has written, exactly.
     pub fn read(&mut self, output: Output) -> Vec<f64> {
         decode(&self.device.read(output.address, output.len * size(output.dtype)), output.dtype)
+    }
+
+    /// An output of 4-byte integers, which was declared as float32.
+    pub fn read_ints(&mut self, output: Output) -> Vec<i32> {
+        let bytes = self.device.read(output.address, output.len * 4);
+        bytes.chunks_exact(4).map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
     }
 
     /// The gate: no element may be further from `truth` than twice the worst of the naive twin; the root of the mean

@@ -3,6 +3,7 @@
 
 pub mod gemm;
 pub mod mlp;
+pub mod moe;
 pub mod norm;
 
 /// How to launch one kernel. Mirrors `cuLaunchKernel`; the kernel's one parameter is a struct of [`crate::params`].

@@ -1,6 +1,6 @@
 //! Every kernel on the host build: all dialects, copies that land early and late, and every order of threads.
 
-use layerstream_kernels::check::{Check, Outcome, gemm, mlp, norm};
+use layerstream_kernels::check::{Check, Outcome, gemm, mlp, moe, norm};
 use layerstream_kernels::host::{Dialect, HostDevice, Schedule};
 
 /// Runs a check on every dialect under every schedule, each with inputs of its own.
@@ -33,4 +33,24 @@ fn gemm_rows_do_not_depend_on_their_neighbours() {
 #[test]
 fn glu_matches_float64() {
     everywhere(mlp::check);
+}
+
+#[test]
+fn route_matches_float64() {
+    everywhere(moe::check_route);
+}
+
+#[test]
+fn expert_lists_are_right() {
+    everywhere(moe::check_lists);
+}
+
+#[test]
+fn sum_experts_matches_float64() {
+    everywhere(moe::check_sum);
+}
+
+#[test]
+fn experts_of_a_row_do_not_depend_on_its_neighbours() {
+    everywhere(moe::check_neighbours);
 }
