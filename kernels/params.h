@@ -155,3 +155,27 @@ struct SumExpertsParams {
     int rows, top_k, dim;
     int first_expert, end_expert;
 };
+
+/* soft_cap (sample.cu): out = cap * tanh(x / cap), which keeps logits within (-cap, cap). `out` may be `x`. */
+struct SoftCapParams {
+    const float *x; /* [rows, n] */
+    float *out;
+    long long stride, out_stride;
+    int rows, n;
+    float cap;      /* above 0 */
+};
+
+/* How many logits a block of top_k and argmax has: each row makes ceil(n / TOP_K_PIECE) pieces. */
+#define TOP_K_PIECE 2048
+
+/* top_k_pieces then top_k; argmax_pieces then argmax, with k = 1 (sample.cu): the k largest of each row, largest first,
+ * and where they are; among equals the first. NaN counts as -infinity, -0 as 0. */
+struct TopKParams {
+    const float *logits;       /* [rows, n] */
+    unsigned long long *parts; /* [rows, pieces, k]: from the first kernel to the second */
+    float *values;             /* [rows, k]; optional */
+    int *ids;                  /* [rows, k] */
+    long long stride;          /* of logits */
+    int rows, n;
+    int k;                     /* at most n and TOP_K_PIECE / 2 */
+};

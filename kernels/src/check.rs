@@ -16,6 +16,7 @@ pub mod gemm;
 pub mod mlp;
 pub mod moe;
 pub mod norm;
+pub mod sample;
 mod weights;
 
 /// Something with memory that can launch kernels.

@@ -5,6 +5,7 @@ pub mod gemm;
 pub mod mlp;
 pub mod moe;
 pub mod norm;
+pub mod sample;
 
 /// How to launch one kernel. Mirrors `cuLaunchKernel`; the kernel's one parameter is a struct of [`crate::params`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

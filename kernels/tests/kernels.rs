@@ -1,6 +1,6 @@
 //! Every kernel on the host build: all dialects, copies that land early and late, and every order of threads.
 
-use layerstream_kernels::check::{Check, Outcome, gemm, mlp, moe, norm};
+use layerstream_kernels::check::{Check, Outcome, gemm, mlp, moe, norm, sample};
 use layerstream_kernels::host::{Dialect, HostDevice, Schedule};
 
 /// Runs a check on every dialect under every schedule, each with inputs of its own.
@@ -53,4 +53,14 @@ fn sum_experts_matches_float64() {
 #[test]
 fn experts_of_a_row_do_not_depend_on_its_neighbours() {
     everywhere(moe::check_neighbours);
+}
+
+#[test]
+fn soft_cap_matches_float64() {
+    everywhere(sample::check_soft_cap);
+}
+
+#[test]
+fn top_k_is_right() {
+    everywhere(sample::check_top_k);
 }

@@ -340,7 +340,8 @@ fn sum_case(check: &mut Check, rows: usize, dim: usize, top_k: usize, experts: u
     check.case(format!("sum over {top_k} of {experts} experts, {rows} rows of {dim}, strides {strides:?}, {add:?}"));
     let ids = random_ids(check, rows, top_k, experts);
     let lists = lists(&ids, top_k, experts);
-    let (weights, y, before) = (check.normal(ids.len()), check.normal(ids.len() * dim), check.normal(rows * strides[1]));
+    let (weights, y, before) =
+        (check.normal(ids.len()), check.normal(ids.len() * dim), check.normal(rows * strides[1]));
     let sum = Sum { ids: &ids, lists: &lists, weights: &weights, y: &y, dim, strides };
 
     let mut run = |launch, split: usize| -> Result<Vec<f64>, String> {
