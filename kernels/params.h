@@ -157,6 +157,111 @@ struct PrefillParams {
     enum Dtype out16_dtype;
 };
 
+/* What a gated MLP does between its two products. */
+enum Gate {
+    GATE_SILU,      /* SwiGLU: silu(gate) * up */
+    GATE_GELU_TANH, /* GeGLU with the tanh approximation */
+    GATE_GELU_ERF,  /* GeGLU */
+    GATE_CLAMPED    /* gpt-oss: g * sigmoid(alpha * g) * (u + 1), g = min(gate, limit), u = clamp(up, -limit, limit) */
+};
+
+/* glu (mlp.cu): out[r][i] = activation(gate[r][i]) * up[r][i]
+ *
+ * In a packed [gate | up], up = gate + dim. Without `up`, `gate` has rows of pairs: 2i is the gate, 2i + 1 the other.
+ * `out` may be `gate` where dtypes and layouts agree and nothing is interleaved. */
+struct GluParams {
+    const float *gate;
+    const float *up;     /* optional; laid out as gate */
+    void *out;           /* [rows, dim] */
+    long long stride;    /* of gate and up */
+    long long out_stride;
+    int rows, dim;
+    enum Dtype out_dtype;
+    enum Gate kind;
+    float alpha, limit;  /* GATE_CLAMPED; limit above 0 */
+};
+
+/* How router logits become the scores of experts. */
+enum Scores { SCORES_SOFTMAX, SCORES_SIGMOID };
+
+/* route (moe.cu): the top_k experts of each row and what each of them counts.
+ *
+ *   score = softmax or sigmoid of logits;   choice = score + correction
+ *
+ * Experts stand in `groups` groups of consecutive ones. Only those in the top_groups best groups are open, and of these
+ * the top_k with the largest `choice` are taken; among equals (groups, experts) the lower number goes first. A group is
+ * as good as the sum of its group_best largest choices: 1 in DeepSeek V2, 2 in V3. NaN counts as -infinity.
+ *
+ *   weight = score * scale,   renormalised: score / (sum of the scores taken + 1e-20) * scale
+ *
+ * Softmax and renormalised is also what takes the softmax over the chosen logits alone (gpt-oss, Mixtral). */
+struct RouteParams {
+    const float *logits;      /* [rows, experts] */
+    struct Vector correction; /* [experts]; optional: 0; decides who is taken, not the weight */
+    int *ids;                 /* [rows, top_k], rising in each row */
+    float *weights;           /* [rows, top_k], in the order of ids */
+    long long logits_stride;
+    int rows;
+    int experts;              /* at most 1024 */
+    int top_k;                /* at most the experts of top_groups groups */
+    int groups;               /* divides experts, at most 32; 1: no groups */
+    int top_groups;           /* 1 to groups */
+    int group_best;           /* 1 or 2, at most experts / groups */
+    enum Scores scores;
+    int renormalise;
+    float scale;
+};
+
+/* expert_lists (moe.cu): the rows that each expert gets. Sorting the (row, expert) pairs of `ids` by expert, then row,
+ * gives each pair its place; expert e has the places [bounds[e], bounds[e + 1]). */
+struct ExpertListsParams {
+    const int *ids; /* [rows, top_k], each below experts */
+    int *row_ids;   /* [rows * top_k], by place: the row; what `convert` takes as ids to gather rows of activations */
+    int *places;    /* [rows, top_k] */
+    int *bounds;    /* [experts + 1] */
+    int rows, top_k, experts;
+};
+
+/* sum_experts (moe.cu): out[r] = add[r] + sum over the row's experts e in [first_expert, end_expert) of weight * y[place].
+ *
+ * Experts are added in the order of ids, one after the other, so that a few experts after a few others, in place, give
+ * the same bits as all at once. */
+struct SumExpertsParams {
+    const float *y;       /* [places, dim]: what the experts made; address of place 0, whether that row is there or not */
+    const int *ids;       /* [rows, top_k] */
+    const int *places;    /* [rows, top_k] */
+    const float *weights; /* [rows, top_k] */
+    const float *add;     /* optional; laid out as out; may be out */
+    float *out;           /* [rows, dim] */
+    long long y_stride, out_stride;
+    int rows, top_k, dim;
+    int first_expert, end_expert;
+};
+
+/* soft_cap (sample.cu): out = cap * tanh(x / cap), which keeps logits within (-cap, cap). `out` may be `x`. */
+struct SoftCapParams {
+    const float *x; /* [rows, n] */
+    float *out;
+    long long stride, out_stride;
+    int rows, n;
+    float cap;      /* above 0 */
+};
+
+/* How many logits a block of top_k and argmax has: each row makes ceil(n / TOP_K_PIECE) pieces. */
+#define TOP_K_PIECE 2048
+
+/* top_k_pieces then top_k; argmax_pieces then argmax, with k = 1 (sample.cu): the k largest of each row, largest first,
+ * and where they are; among equals the first. NaN counts as -infinity, -0 as 0. */
+struct TopKParams {
+    const float *logits;       /* [rows, n] */
+    unsigned long long *parts; /* [rows, pieces, k]: from the first kernel to the second */
+    float *values;             /* [rows, k]; optional */
+    int *ids;                  /* [rows, k] */
+    long long stride;          /* of logits */
+    int rows, n;
+    int k;                     /* at most n and TOP_K_PIECE / 2 */
+};
+
 /* peak_copy, peak_read, peak_mma (peak.cu): what a card can do at best, which other kernels are measured against. */
 struct PeakParams {
     const void *in;  /* peak_copy, peak_read: `bytes` bytes; 16-byte aligned */

@@ -16,10 +16,13 @@ pub mod attention;
 pub mod convert;
 pub mod gemm;
 pub mod gemm_prefill;
+pub mod mlp;
+pub mod moe;
 pub mod norm;
 pub mod peak;
 mod ragged;
 pub mod rope;
+pub mod sample;
 mod weights;
 
 /// Every check and what it is called: a line each. `make kernel-mutants` runs, for a file `x.cu`, those with x in their
@@ -37,6 +40,13 @@ macro_rules! every_check {
             attention_decode_matches_float64: $crate::check::attention::check_decode;
             gemm_prefill_matches_float64: $crate::check::gemm_prefill::check;
             gemm_prefill_rows_do_not_depend_on_their_neighbours: $crate::check::gemm_prefill::check_neighbours;
+            glu_matches_float64: $crate::check::mlp::check;
+            route_matches_float64: $crate::check::moe::check_route;
+            expert_lists_are_right: $crate::check::moe::check_lists;
+            sum_experts_matches_float64: $crate::check::moe::check_sum;
+            experts_of_a_row_do_not_depend_on_its_neighbours: $crate::check::moe::check_neighbours;
+            soft_cap_matches_float64: $crate::check::sample::check_soft_cap;
+            top_k_is_right: $crate::check::sample::check_top_k;
             peak_is_exact: $crate::check::peak::check;
         }
     };
@@ -151,6 +161,12 @@ impl<'a> Check<'a> {
     /// What the kernel has written, exactly.
     pub fn read(&mut self, output: Output) -> Vec<f64> {
         output.read(self.device)
+    }
+
+    /// An output of 4-byte integers, which was declared as float32.
+    pub fn read_ints(&mut self, output: Output) -> Vec<i32> {
+        let bytes = self.device.read(output.address, output.len * 4);
+        bytes.chunks_exact(4).map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
     }
 
     /// The gate: no element may be further from `truth` than twice the worst of the naive twin; the root of the mean
