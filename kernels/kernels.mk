@@ -28,7 +28,8 @@ kernel-report: cuda-toolchain
 	mkdir -p benches/results
 	$(CARGO) run -q -p layerstream-kernels --features workbench,device -- report --write benches/results/ptxas.md
 
-# On a machine with an NVIDIA GPU: all checks on it, then the shapes of real models against what this card can do.
+# On a machine with an NVIDIA GPU: all checks on it, then the shapes of real models against what this card and PyTorch
+# can do (python3 with torch; without it, `sweep` alone leaves out the comparisons).
 kernel-figures: cuda-toolchain
 	$(CARGO) run -q --release -p layerstream-kernels --features workbench,device -- check --device gpu
-	$(CARGO) run -q --release -p layerstream-kernels --features workbench,device -- sweep
+	$(CARGO) run -q --release -p layerstream-kernels --features workbench,device -- sweep --peers

@@ -2,10 +2,13 @@
 //! have to do, on any device that can launch kernels. The workbench times it on a GPU; the tests run it, small, on the host
 //! build, which notices arguments that are wrong.
 
+use half::{bf16, f16};
+
 use crate::check::{Device, Output};
 use crate::launch::Launch;
 use crate::launch::gemm::Encoding;
 
+pub mod attention;
 pub mod gemm;
 pub mod norm;
 
@@ -19,8 +22,29 @@ pub struct Shape {
     /// Length of a row of the weight, or of what is normalised.
     pub k: usize,
     pub encoding: Encoding,
-    /// Positions in the KV cache.
+    /// Positions in the KV cache, those of new rows included.
     pub context: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+}
+
+/// What a case is meant to reach on an H100-class card, as a fraction.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Goal {
+    /// Of measured copy bandwidth.
+    Copy(f64),
+    /// Of the speed of somebody else's kernel for the same thing.
+    Peer(f64, Peer),
+}
+
+/// A problem that PyTorch solves too, in bfloat16: by cuBLAS, and by its flash attention.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Peer {
+    /// [m, k] times the transpose of [n, k].
+    Matmul { m: usize, n: usize, k: usize },
+    /// Causal, of so many rows over themselves.
+    Attention { rows: usize, heads: usize, kv_heads: usize, head_dim: usize },
 }
 
 /// Launches to be timed together, their arguments in a device's memory.
@@ -33,8 +57,7 @@ pub struct Case {
     pub flops: u64,
     /// The result.
     pub out: Output,
-    /// The fraction of measured copy bandwidth that this is meant to reach on an H100-class card.
-    pub goal: Option<f64>,
+    pub goal: Option<Goal>,
 }
 
 /// One kind of kernel to measure.
@@ -47,8 +70,23 @@ pub struct Bench {
 
 /// All there are.
 pub const ALL: &[Bench] = &[
-    Bench { name: "gemm", about: "matrix multiply, m up to 64: --n --k --m --encoding", prepare: gemm::prepare },
-    Bench { name: "norm", about: "RMSNorm with the residual added: --m rows of --k", prepare: norm::prepare },
+    Bench { name: "gemm", about: "matrix multiply of --m up to 64 by --n x --k in --encoding", prepare: gemm::prepare },
+    Bench {
+        name: "gemm_prefill",
+        about: "matrix multiply of any --m by --n x --k in --encoding",
+        prepare: gemm::prepare_prefill,
+    },
+    Bench {
+        name: "attention_decode",
+        about: "--m sequences of --context positions, a new row each; --heads --kv-heads --head-dim",
+        prepare: attention::prepare_decode,
+    },
+    Bench {
+        name: "attention_prefill",
+        about: "--m new rows that end at --context (at least --m); --heads --kv-heads --head-dim",
+        prepare: attention::prepare_prefill,
+    },
+    Bench { name: "norm", about: "RMSNorm of --m rows of --k, the residual added", prepare: norm::prepare },
 ];
 
 /// The bytes of a parameter struct of params.h.
@@ -71,6 +109,23 @@ fn numbers(count: usize) -> impl Iterator<Item = f32> {
     })
 }
 
+/// Numbers that are made; where more are needed, these come over and over.
+const PATTERN: usize = 1 << 18;
+
+/// [`PATTERN`] numbers in an encoding, without what makes NaN of it.
+fn pattern(encoding: Encoding) -> Vec<u8> {
+    let numbers = numbers(PATTERN);
+    match encoding {
+        Encoding::F32 => f32_bytes(numbers),
+        Encoding::F16 => numbers.flat_map(|v| f16::from_f32(v).to_le_bytes()).collect(),
+        Encoding::Bf16 => numbers.flat_map(|v| bf16::from_f32(v).to_le_bytes()).collect(),
+        Encoding::Int8 | Encoding::Nf4 => numbers.map(|v| (v * 127.0) as i8 as u8).collect(),
+        Encoding::Fp8 => {
+            numbers.map(|v| (v * 126.0) as i8 as u8).map(|q| if q & 0x7f == 0x7f { 0 } else { q }).collect()
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -87,7 +142,7 @@ mod tests {
             for encoding in ENCODINGS {
                 for (m, n, k) in [(1, 128, 256), (9, 33, 192)] {
                     let mut device = HostDevice::new(Dialect::Sm90, schedule);
-                    let shape = Shape { m, n, k, encoding, context: 70 };
+                    let shape = Shape { m, n, k, encoding, context: 70, heads: 4, kv_heads: 2, head_dim: 64 };
                     let case = (bench.prepare)(&mut device, &shape).expect("memory");
                     for (launch, params) in &case.steps {
                         device.launch(launch, params).unwrap_or_else(|e| panic!("{}: {e}", case.name));
@@ -105,7 +160,7 @@ mod tests {
         let schedule = Schedule { order: Order::Forward, seed: 1, copies: Copies::LandAtWait };
         let mut device = HostDevice::new(Dialect::Sm90, schedule);
         let mut bytes = |encoding| {
-            let shape = Shape { m: 1, n: 128, k: 256, encoding, context: 0 };
+            let shape = Shape { m: 1, n: 128, k: 256, encoding, context: 0, heads: 0, kv_heads: 0, head_dim: 0 };
             gemm::prepare(&mut device, &shape).expect("memory").bytes
         };
         let around = |operand: u64| 256 * operand + 128 * 4; // x and out

@@ -40,13 +40,13 @@ macro_rules! every_check {
             attention_decode_matches_float64: $crate::check::attention::check_decode;
             gemm_prefill_matches_float64: $crate::check::gemm_prefill::check;
             gemm_prefill_rows_do_not_depend_on_their_neighbours: $crate::check::gemm_prefill::check_neighbours;
-            glu_matches_float64: $crate::check::mlp::check;
-            route_matches_float64: $crate::check::moe::check_route;
-            expert_lists_are_right: $crate::check::moe::check_lists;
-            sum_experts_matches_float64: $crate::check::moe::check_sum;
-            experts_of_a_row_do_not_depend_on_its_neighbours: $crate::check::moe::check_neighbours;
-            soft_cap_matches_float64: $crate::check::sample::check_soft_cap;
-            top_k_is_right: $crate::check::sample::check_top_k;
+            mlp_glu_matches_float64: $crate::check::mlp::check;
+            moe_route_matches_float64: $crate::check::moe::check_route;
+            moe_expert_lists_are_right: $crate::check::moe::check_lists;
+            moe_sum_matches_float64: $crate::check::moe::check_sum;
+            moe_experts_of_a_row_do_not_depend_on_its_neighbours: $crate::check::moe::check_neighbours;
+            sample_soft_cap_matches_float64: $crate::check::sample::check_soft_cap;
+            sample_top_k_is_right: $crate::check::sample::check_top_k;
             peak_is_exact: $crate::check::peak::check;
         }
     };

@@ -41,7 +41,7 @@ fn list_names_kernels_checks_and_benches() {
     let output = run(&["list"]);
     assert!(output.status.success());
     let said = stdout(&output);
-    for name in ["  rms_norm ", "  gemm_nf4_m8 ", "  norm_matches_float64", "  gemm   "] {
+    for name in ["  rms_norm ", "  gemm_nf4_m8 ", "  norm_matches_float64", "  gemm_prefill   "] {
         assert_eq!(said.matches(name).count(), 1, "`{name}` in:\n{said}");
     }
     assert!(!said.contains("selftest"), "the tests of the host build are no kernels of ours");
@@ -73,7 +73,7 @@ fn what_needs_a_gpu_says_so() {
 #[test]
 fn arguments_that_make_no_sense_are_refused() {
     refuses(&run(&["bench"]), 2, &["<NAME>"]);
-    refuses(&run(&["bench", "nobody"]), 2, &["possible values: gemm, norm"]);
+    refuses(&run(&["bench", "nobody"]), 2, &["possible values: gemm, gemm_prefill, attention_decode,"]);
     refuses(&run(&["bench", "gemm", "--m", "0"]), 2, &["--m", "1 to 2^30 are possible"]);
     refuses(&run(&["bench", "gemm", "--n", "many"]), 2, &["--n", "a whole number is expected"]);
     refuses(&run(&["bench", "gemm", "--encoding", "int3"]), 2, &["there are f32, f16, bf16, int8, fp8, nf4"]);

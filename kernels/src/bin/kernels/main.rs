@@ -2,6 +2,7 @@
 
 mod gpu;
 mod measure;
+mod peers;
 mod report;
 mod sweep;
 mod variant;
@@ -12,7 +13,7 @@ use std::time::Instant;
 
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use layerstream_kernels::bench::{self, Bench, Shape};
+use layerstream_kernels::bench::{self, Bench, Goal, Peer, Shape};
 use layerstream_kernels::check::{self, Check, Checker, Device};
 use layerstream_kernels::host::{Dialect, HostDevice, Kernel, Schedule};
 use layerstream_kernels::launch::gemm::Encoding;
@@ -39,7 +40,7 @@ enum Subcommands {
     /// Measure one kind of kernel on a GPU.
     Bench(BenchArguments),
     /// Measure the shapes of Llama 8B, 70B and 405B and of Mixtral on a GPU.
-    Sweep(MeasureArguments),
+    Sweep(SweepArguments),
     /// Show what each kernel takes on each target; fail if one spills or uses local memory.
     Report {
         /// Write the table there instead.
@@ -89,6 +90,15 @@ struct MeasureArguments {
 }
 
 #[derive(Args)]
+struct SweepArguments {
+    /// Also time cuBLAS and flash attention, as PyTorch has them (needs python3 with torch).
+    #[arg(long)]
+    peers: bool,
+    #[command(flatten)]
+    measure: MeasureArguments,
+}
+
+#[derive(Args)]
 struct BenchArguments {
     /// What to measure.
     #[arg(value_parser = PossibleValuesParser::new(bench::ALL.iter().map(|bench| bench.name)))]
@@ -105,9 +115,18 @@ struct BenchArguments {
     /// How the weight is stored.
     #[arg(long, value_parser = encoding, default_value = "bf16", value_name = "f32|f16|bf16|int8|fp8|nf4")]
     encoding: Encoding,
-    /// Positions in the KV cache.
+    /// Positions in the KV cache, new ones included.
     #[arg(long, default_value_t = 4096, value_parser = positive)]
     context: usize,
+    /// Query heads.
+    #[arg(long, default_value_t = 32, value_parser = positive)]
+    heads: usize,
+    /// Key heads.
+    #[arg(long, default_value_t = 8, value_parser = positive)]
+    kv_heads: usize,
+    /// Length of a head.
+    #[arg(long, default_value_t = 128, value_parser = positive)]
+    head_dim: usize,
     /// A CUDA file with the same entry points and arguments, to be checked and then measured beside ours (needs nvcc).
     #[arg(long, value_name = "FILE.cu")]
     variant: Option<PathBuf>,
@@ -158,7 +177,7 @@ fn list() -> Result<(), String> {
     println!("\nChecks (kernels check NAME):");
     check::ALL.iter().for_each(|(name, _)| println!("  {name}"));
     println!("\nBenches (kernels bench NAME):");
-    bench::ALL.iter().for_each(|bench| println!("  {:<12} {}", bench.name, bench.about));
+    bench::ALL.iter().for_each(|bench| println!("  {:<18} {}", bench.name, bench.about));
     Ok(())
 }
 
@@ -276,8 +295,8 @@ fn bench(arguments: &BenchArguments) -> Result<(), String> {
     drop(device);
     let (mut device, meter) = open_meter("bench", &arguments.measure)?;
     let bench = find(&arguments.name)?;
-    let &BenchArguments { m, n, k, encoding, context, .. } = arguments;
-    let shape = Shape { m, n, k, encoding, context };
+    let &BenchArguments { m, n, k, encoding, context, heads, kv_heads, head_dim, .. } = arguments;
+    let shape = Shape { m, n, k, encoding, context, heads, kv_heads, head_dim };
     let mut theirs = variant.as_ref().map(|variant| with(&device, variant)).transpose()?;
     if let Some(theirs) = &theirs {
         let checks: Vec<_> = check::ALL.iter().filter(|(name, _)| name.contains(bench.name)).collect();
@@ -285,12 +304,13 @@ fn bench(arguments: &BenchArguments) -> Result<(), String> {
     }
     let (rows, difference) = measure(&meter, bench, &shape, &mut device, variant.as_ref().zip(theirs.as_mut()))?;
     if arguments.measure.json {
-        println!("{:#}", document(&meter, &rows)?);
+        println!("{:#}", document(&meter, &rows, None)?);
         return Ok(());
     }
     print_card(&meter)?;
     println!("{}", Row::header());
     rows.iter().for_each(|row| println!("{}", row.line(&meter.peaks)));
+    rows.iter().filter_map(|row| row.verdict(&meter.peaks)).for_each(|verdict| println!("{verdict}"));
     if let Some(nmse) = difference {
         println!("Mean square of the difference of the results, of that of ours: {nmse:.1e}");
     }
@@ -322,6 +342,7 @@ fn measure(
         bytes: case.bytes,
         flops: case.flops,
         goal: case.goal,
+        peer: None,
     };
     let steps = device.resolve(&case.steps)?;
     // SAFETY: what `prepare` has allocated on `device`, which stays until it is cleared.
@@ -344,37 +365,66 @@ fn measure(
     Err(format!("{}: the results of {} differ from ours by {nmse:.1e} of their mean square", case.name, variant.file))
 }
 
-fn sweep(arguments: &MeasureArguments) -> Result<(), String> {
-    let (mut device, meter) = open_meter("sweep", arguments)?;
-    if !arguments.json {
+fn sweep(arguments: &SweepArguments) -> Result<(), String> {
+    let SweepArguments { peers, measure: options } = arguments;
+    let (mut device, meter) = open_meter("sweep", options)?;
+    if !options.json {
         print_card(&meter)?;
         println!("{}", Row::header());
     }
-    let (mut rows, mut model) = (Vec::new(), String::new());
+    let (mut rows, mut last) = (Vec::new(), String::new());
     for (name, what, shape) in sweep::all() {
-        if what != model && !arguments.json {
+        if what != last && !options.json {
             println!("{what}");
         }
-        model = what;
+        last = what;
         match measure(&meter, find(name)?, &shape, &mut device, None) {
             Ok((measured, _)) => {
-                if !arguments.json {
+                if !options.json {
                     measured.iter().for_each(|row| println!("{}", row.line(&meter.peaks)));
                 }
                 rows.extend(measured);
             }
             // Large matrices do not fit small cards; what else could go wrong ends the sweep with its own message.
-            Err(message) if message.contains("OUT_OF_MEMORY") => eprintln!("left out: {name} {shape:?}: {message}"),
+            Err(message) if message.contains("CUDA_ERROR_OUT_OF_MEMORY") => {
+                eprintln!("left out: {name} {shape:?}: {message}");
+            }
             Err(message) => return Err(message),
         }
     }
-    let reached: Vec<bool> = rows.iter().filter_map(|row| row.reached(&meter.peaks)).collect();
-    if arguments.json {
-        println!("{:#}", document(&meter, &rows)?);
-    } else {
-        println!("{} of {} goals are reached.", reached.iter().filter(|&&r| r).count(), reached.len());
+    device.clear();
+    // What was measured is shown, even when the peers cannot be.
+    let peers = if *peers { add_peers(&mut rows, options).map(Some) } else { Ok(None) };
+    let by = peers.clone().ok().flatten();
+    if options.json {
+        println!("{:#}", document(&meter, &rows, by.as_deref())?);
+        return peers.map(|_| ());
     }
-    Ok(())
+    println!("\nGoals{}:", by.map(|by| format!(" (peers: {by})")).unwrap_or_default());
+    for row in &rows {
+        let unknown = row.goal.map(|_| "not known without --peers".to_string());
+        if let Some(verdict) = row.verdict(&meter.peaks).or(unknown) {
+            println!("{:<44} {verdict}", row.name);
+        }
+    }
+    let reached: Vec<bool> = rows.iter().filter_map(|row| row.reached(&meter.peaks)).collect();
+    println!("{} of {} goals are reached.", reached.iter().filter(|&&reached| reached).count(), reached.len());
+    peers.map(|_| ())
+}
+
+/// Times the peers of all rows that have one; returns who they are.
+fn add_peers(rows: &mut [Row], options: &MeasureArguments) -> Result<String, String> {
+    let mut with_peers: Vec<(&mut Row, Peer)> = Vec::new();
+    for row in rows {
+        if let Some(Goal::Peer(_, peer)) = row.goal {
+            with_peers.push((row, peer));
+        }
+    }
+    let problems: Vec<Peer> = with_peers.iter().map(|(_, peer)| *peer).collect();
+    let timed = peers::time(&problems, options.gpu, options.repeat as usize);
+    let (by, seconds) = timed.map_err(|e| format!("--peers: {e}"))?;
+    with_peers.into_iter().zip(seconds).for_each(|((row, _), seconds)| row.peer = seconds);
+    Ok(by)
 }
 
 fn print_card(meter: &Meter) -> Result<(), String> {
@@ -390,13 +440,13 @@ fn print_card(meter: &Meter) -> Result<(), String> {
     Ok(())
 }
 
-fn document(meter: &Meter, rows: &[Row]) -> Result<Value, String> {
+fn document(meter: &Meter, rows: &[Row], peers: Option<&str>) -> Result<Value, String> {
     let gpu = meter.gpu();
     let (major, minor) = gpu.driver_version()?;
     Ok(json!({
         "gpu": gpu.name()?, "arch": gpu.arch()?, "driver_cuda": format!("{major}.{minor}"),
         "multiprocessors": gpu.multiprocessors()?, "l2_bytes": gpu.l2_bytes()?,
-        "peaks": meter.peaks.json(),
+        "peaks": meter.peaks.json(), "peers": peers,
         "results": rows.iter().map(|row| row.json(&meter.peaks)).collect::<Vec<_>>(),
     }))
 }

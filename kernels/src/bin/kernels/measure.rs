@@ -1,7 +1,7 @@
 //! Time on a GPU: CUDA events around each repetition, the L2 cache filled with something else before it, and what the card
 //! itself can do at best as the yardstick.
 
-use layerstream_kernels::bench::bytes_of;
+use layerstream_kernels::bench::{Goal, bytes_of};
 use layerstream_kernels::check::Device;
 use layerstream_kernels::driver::{Event, Gpu};
 use layerstream_kernels::launch::peak::{FLOPS_PER_ROUND, THREADS, peak};
@@ -56,7 +56,9 @@ pub struct Row {
     pub times: Times,
     pub bytes: u64,
     pub flops: u64,
-    pub goal: Option<f64>,
+    pub goal: Option<Goal>,
+    /// Seconds that the peer of the goal takes, where it was measured.
+    pub peer: Option<f64>,
 }
 
 impl Row {
@@ -68,9 +70,25 @@ impl Row {
         self.flops as f64 / self.times.median()
     }
 
-    /// Whether the goal is reached, for shapes that have one.
+    /// What of its goal's yardstick this reaches, and the goal; for shapes that have one whose yardstick was measured.
+    fn against_goal(&self, peaks: &Peaks) -> Option<(f64, f64)> {
+        match self.goal? {
+            Goal::Copy(goal) => Some((self.bytes_per_second() / peaks.copy, goal)),
+            Goal::Peer(goal, _) => Some((self.peer? / self.times.median(), goal)),
+        }
+    }
+
+    /// Whether the goal is reached.
     pub fn reached(&self, peaks: &Peaks) -> Option<bool> {
-        self.goal.map(|goal| self.bytes_per_second() >= goal * peaks.copy)
+        self.against_goal(peaks).map(|(reached, goal)| reached >= goal)
+    }
+
+    /// The goal in words, and how far this is from it.
+    pub fn verdict(&self, peaks: &Peaks) -> Option<String> {
+        let (reached, goal) = self.against_goal(peaks)?;
+        let what = if matches!(self.goal?, Goal::Copy(_)) { "copy bandwidth" } else { "PyTorch's speed" };
+        let verdict = if reached >= goal { "reached" } else { "MISSED" };
+        Some(format!("{:.1} % of {what}; the goal of {:.0} % is {verdict}", reached * 100.0, goal * 100.0))
     }
 
     pub fn header() -> String {
@@ -83,13 +101,8 @@ impl Row {
     pub fn line(&self, peaks: &Peaks) -> String {
         let spread = format!("{} to {}", duration(self.times.quantile(0.05)), duration(self.times.quantile(0.95)));
         let (bytes, flops) = (self.bytes_per_second(), self.flops_per_second());
-        let goal = match (self.goal, self.reached(peaks)) {
-            (Some(goal), Some(true)) => format!("  reaches the goal of {:.0} %", goal * 100.0),
-            (Some(goal), _) => format!("  BELOW THE GOAL of {:.0} %", goal * 100.0),
-            (None, _) => String::new(),
-        };
         format!(
-            "{:<44} {:>10} {spread:>21} {:>9.1} {:>6.1} % {:>9.2} {:>6.1} %{goal}",
+            "{:<44} {:>10} {spread:>21} {:>9.1} {:>6.1} % {:>9.2} {:>6.1} %",
             if self.whose == OURS { self.name.clone() } else { format!("  {}", self.whose) },
             duration(self.times.median()),
             bytes / 1e9,
@@ -108,7 +121,8 @@ impl Row {
             "bytes": self.bytes, "flops": self.flops,
             "bytes_per_s": bytes, "flops_per_s": flops,
             "fraction_of_copy": bytes / peaks.copy, "fraction_of_mma": flops / peaks.mma,
-            "goal_fraction_of_copy": self.goal, "goal_reached": self.reached(peaks),
+            "goal": self.against_goal(peaks).map(|(_, goal)| goal), "peer_s": self.peer,
+            "of_goal": self.verdict(peaks), "goal_reached": self.reached(peaks),
         })
     }
 }
@@ -218,6 +232,7 @@ impl Meter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use layerstream_kernels::bench::Peer;
 
     #[test]
     fn median_and_spread() {
@@ -230,25 +245,33 @@ mod tests {
     }
 
     #[test]
-    fn rows_are_held_against_the_peaks() {
+    fn rows_are_held_against_peaks_and_peers() {
         let peaks = Peaks { copy: 1000e9, mma: 100e12, empty: 2e-6 };
-        let row = |goal| Row {
+        let row = |goal, peer| Row {
             name: "gemm".into(),
             whose: OURS.into(),
             times: Times::new(vec![1e-3]),
             bytes: 800_000_000,
             flops: 50_000_000_000,
             goal,
+            peer,
         };
-        assert_eq!(row(None).reached(&peaks), None);
-        assert_eq!(row(Some(0.75)).reached(&peaks), Some(true));
-        assert_eq!(row(Some(0.85)).reached(&peaks), Some(false));
-        let line = row(Some(0.85)).line(&peaks);
-        for part in ["1000.0 us", "800.0", "80.0 %", "50.00", "50.0 %", "BELOW THE GOAL of 85 %"] {
+        assert_eq!(row(None, None).reached(&peaks), None);
+        assert_eq!(row(Some(Goal::Copy(0.75)), None).reached(&peaks), Some(true));
+        assert_eq!(row(Some(Goal::Copy(0.85)), None).reached(&peaks), Some(false));
+        let said = row(Some(Goal::Copy(0.85)), None).verdict(&peaks);
+        assert_eq!(said.as_deref(), Some("80.0 % of copy bandwidth; the goal of 85 % is MISSED"));
+        let line = row(None, None).line(&peaks);
+        for part in ["1000.0 us", "800.0", "80.0 %", "50.00", "50.0 %"] {
             assert!(line.contains(part), "`{part}` in: {line}");
         }
-        let json = row(Some(0.75)).json(&peaks);
-        assert_eq!(json["fraction_of_copy"], 0.8);
-        assert_eq!(json["goal_reached"], true);
+
+        let peer = Goal::Peer(0.55, Peer::Matmul { m: 2048, n: 1, k: 1 });
+        assert_eq!(row(Some(peer), None).reached(&peaks), None, "not measured, not judged");
+        assert_eq!(row(Some(peer), Some(0.5e-3)).reached(&peaks), Some(false));
+        let said = row(Some(peer), Some(0.6e-3)).verdict(&peaks);
+        assert_eq!(said.as_deref(), Some("60.0 % of PyTorch's speed; the goal of 55 % is reached"));
+        let json = row(Some(peer), Some(0.6e-3)).json(&peaks);
+        assert_eq!((&json["fraction_of_copy"], &json["goal_reached"]), (&json!(0.8), &json!(true)));
     }
 }
