@@ -91,8 +91,11 @@ impl GpuDevice {
         Err(format!("there is no kernel `{name}`"))
     }
 
-    /// Launches with their kernels found.
+    /// Launches with their kernels found. Fails also when memory for their arguments could not be had.
     pub fn resolve(&mut self, steps: &[(Launch, Vec<u8>)]) -> Result<Vec<Step>, String> {
+        if let Some(message) = self.failure.take() {
+            return Err(message);
+        }
         let resolve = |(launch, params): &(Launch, Vec<u8>)| {
             Ok(Step { function: self.function(launch.kernel)?, launch: *launch, params: params.clone() })
         };

@@ -283,8 +283,13 @@ fn on_gpu(mut device: GpuDevice, checks: &[&(&str, Checker)], seeds: u64) -> Res
 
 // --- bench, sweep ----------------------------------------------------------------------------------------------------
 
-fn open_meter(command: &str, arguments: &MeasureArguments) -> Result<(GpuDevice, Meter), String> {
-    let device = GpuDevice::open(arguments.gpu).map_err(|reason| format!("{command} needs a GPU: {reason}"))?;
+/// A device for what is measured and the meter for it, or why `command` can not be had.
+fn with_meter(
+    command: &str,
+    device: Result<GpuDevice, String>,
+    arguments: &MeasureArguments,
+) -> Result<(GpuDevice, Meter), String> {
+    let device = device.map_err(|reason| format!("{command} needs a GPU: {reason}"))?;
     let meter = Meter::new(device.another()?, arguments.repeat as usize)?;
     Ok((device, meter))
 }
@@ -292,8 +297,7 @@ fn open_meter(command: &str, arguments: &MeasureArguments) -> Result<(GpuDevice,
 fn bench(arguments: &BenchArguments) -> Result<(), String> {
     let device = GpuDevice::open(arguments.measure.gpu);
     let variant = compile(arguments.variant.as_deref(), device.as_ref().ok())?;
-    drop(device);
-    let (mut device, meter) = open_meter("bench", &arguments.measure)?;
+    let (mut device, meter) = with_meter("bench", device, &arguments.measure)?;
     let bench = find(&arguments.name)?;
     let &BenchArguments { m, n, k, encoding, context, heads, kv_heads, head_dim, .. } = arguments;
     let shape = Shape { m, n, k, encoding, context, heads, kv_heads, head_dim };
@@ -367,7 +371,7 @@ fn measure(
 
 fn sweep(arguments: &SweepArguments) -> Result<(), String> {
     let SweepArguments { peers, measure: options } = arguments;
-    let (mut device, meter) = open_meter("sweep", options)?;
+    let (mut device, meter) = with_meter("sweep", GpuDevice::open(options.gpu), options)?;
     if !options.json {
         print_card(&meter)?;
         println!("{}", Row::header());
