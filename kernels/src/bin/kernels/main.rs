@@ -181,19 +181,24 @@ fn list() -> Result<(), String> {
     Ok(())
 }
 
+/// What ptxas said of each file of kernels when this program was built.
 #[cfg(feature = "device")]
+fn ptxas() -> Result<Vec<(&'static str, &'static str)>, String> {
+    Ok(layerstream_kernels::ptxas().collect())
+}
+
+#[cfg(not(feature = "device"))]
+fn ptxas() -> Result<Vec<(&'static str, &'static str)>, String> {
+    Err("this workbench was built without the kernels for GPUs; build it with --features workbench,device".into())
+}
+
 fn report(write: Option<&Path>) -> Result<(), String> {
-    let (page, complaints) = report::page(layerstream_kernels::ptxas())?;
+    let (page, complaints) = report::page(ptxas()?.into_iter())?;
     match write {
         None => print!("{page}"),
         Some(path) => std::fs::write(path, page).map_err(|e| format!("cannot write {}: {e}", path.display()))?,
     }
     if complaints.is_empty() { Ok(()) } else { Err(format!("local memory is used\n{}", complaints.join("\n"))) }
-}
-
-#[cfg(not(feature = "device"))]
-fn report(_: Option<&Path>) -> Result<(), String> {
-    Err("this workbench was built without the kernels for GPUs; build it with --features workbench,device".into())
 }
 
 // --- check -----------------------------------------------------------------------------------------------------------
