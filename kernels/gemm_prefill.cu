@@ -178,8 +178,8 @@ template <class E> __device__ void tensor_gemm(const PrefillParams& prefill) {
     int2 first = tile_of_block(p);
     int warp = threadIdx.x / 32, slices = ceil_div(p.k, SLICE);
     bool active = within(first.x + warp / 2 * 64, p.m) && within(first.y + warp % 2 * 64, p.n);
-    // The rows of x and of weights that the block multiplies. Beyond the last row that again; the results are thrown away. In
-    // shared memory because what follows from them would take too many registers.
+    // The rows of x and of weights that the block multiplies; beyond the last one that one again, for results that nobody
+    // stores. In shared memory because what the compiler would derive from them early takes too many registers.
     SHARED(int, x_rows, [TILE]);
     SHARED(int, w_rows, [TILE]);
     x_rows[threadIdx.x] = source_row(prefill, clamped(first.x + threadIdx.x, p.m));
