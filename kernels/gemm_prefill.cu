@@ -2,7 +2,7 @@
 //
 // Compute bound, so all is arranged round the tensor cores. A block of 4 warps makes 128 x 128 outputs, a warp 64 x 64 of
 // them, over slices of 64 of k. Two stages of shared memory hold a slice each of activations and of weights: 16-bit numbers
-// are copied there by cp.async; all others are loaded a slice ahead into registers, decoded between the multiplies, and
+// are copied there by cp.async; all others are loaded into registers a slice earlier, decoded between the multiplies, and
 // rounded once, as number times scale. The order of all additions is that of k: a row gives the same bits wherever and
 // beside whatever it is computed.
 //
@@ -176,10 +176,11 @@ template <class E> __device__ void tensor_gemm(const PrefillParams& prefill) {
     table.fill(p.w);
 
     int2 first = tile_of_block(p);
-    int warp = threadIdx.x / 32, slices = ceil_div(p.k, SLICE);
+    // By way of a shuffle, so that the compiler sees that lanes do not part ways over it.
+    int warp = __shfl_sync(ALL_LANES, int(threadIdx.x / 32), 0), slices = ceil_div(p.k, SLICE);
     bool active = within(first.x + warp / 2 * 64, p.m) && within(first.y + warp % 2 * 64, p.n);
-    // The rows of x and of weights that the block multiplies. Beyond the last row that again; the results are thrown away. In
-    // shared memory because what follows from them would take too many registers.
+    // The rows of x and of weights that the block multiplies; beyond the last one that one again, for results that nobody
+    // stores. In shared memory because what the compiler would derive from them early takes too many registers.
     SHARED(int, x_rows, [TILE]);
     SHARED(int, w_rows, [TILE]);
     x_rows[threadIdx.x] = source_row(prefill, clamped(first.x + threadIdx.x, p.m));

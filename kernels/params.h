@@ -149,11 +149,11 @@ struct GemmParams {
     int m, n, k;
 };
 
-/* gemm_prefill_* (gemm_prefill.cu): the same product for any number of rows; zeroes after it change nothing. */
+/* gemm_prefill_* (gemm_prefill.cu): the same product for any number of rows, which may be gathered and may be rounded. */
 struct PrefillParams {
     struct GemmParams product;
-    const int *gather;       /* optional; [m]: row r of the product takes row gather[r] of x, as an expert's rows lie */
-    void *out16;             /* optional: takes the result instead of product.out, which is then not written; laid out as it */
+    const int *gather; /* optional; [m]: row r of the product takes row gather[r] of x, as an expert's rows lie */
+    void *out16;       /* optional; laid out as product.out: takes the result instead of it, rounded to out16_dtype */
     enum Dtype out16_dtype;
 };
 

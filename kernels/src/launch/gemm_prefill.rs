@@ -24,8 +24,8 @@ fn whole_steps(encoding: Encoding, w: &Weights, k: i32) -> bool {
     }
 }
 
-/// The multiply for prefill: any number of rows of activations. A row's result is the same, bit for bit, whoever shares the
-/// launch; it is not that of [`super::gemm::decode`].
+/// The multiply for prefill: any number of rows of activations, one at least. A row's result is the same, bit for bit,
+/// whoever shares the launch; it is not that of [`super::gemm::decode`].
 pub fn prefill(encoding: Encoding, params: &PrefillParams) -> Launch {
     use Encoding::*;
     let product = &params.product;
