@@ -44,7 +44,7 @@ demo: toolchain ## Build, and let the small model in demo/ answer two questions,
 
 .PHONY: test
 test: toolchain ## Run every test, property tests included, and the examples in the documentation.
-	@$(CARGO) test $(CARGO_FLAGS) --all-targets
+	@$(CARGO) test $(CARGO_FLAGS) --lib --bins --tests
 	$(CARGO) test $(CARGO_FLAGS) --doc
 	echo 'make test: every test passed.'
 
