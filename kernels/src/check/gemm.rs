@@ -1,4 +1,4 @@
-//! gemm.cu against float64.
+//! gemm.cu against float64: the multiply for decode and verification, 1 to 64 rows of activations, in every encoding.
 
 use super::weights::{FORMS, Form, random_tile};
 use super::{Check, Outcome, SIZES, encode, size, unit_roundoff};

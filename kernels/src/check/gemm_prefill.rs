@@ -1,4 +1,4 @@
-//! gemm_prefill.cu against float64.
+//! gemm_prefill.cu against float64: the multiply for any number of rows, in every encoding.
 
 use rand::RngExt;
 

@@ -1,4 +1,4 @@
-//! mlp.cu against float64.
+//! mlp.cu against float64: what a gated MLP does between its two products.
 
 use super::{Check, Outcome, SIZES};
 use crate::launch::Launch;

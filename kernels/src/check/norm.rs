@@ -1,4 +1,4 @@
-//! norm.cu against float64.
+//! norm.cu against float64: RMSNorm of rows and of heads, with and without a residual, and LayerNorm.
 
 use super::{Check, Outcome, SIZES};
 use crate::launch::norm::{Norm, naive_norm, norm};

@@ -1,4 +1,4 @@
-//! rope.cu against float64.
+//! rope.cu against float64: the rotation of queries and keys, fused with the append to the KV cache.
 
 use super::ragged::{Ragged, cache_row};
 use super::{Check, Outcome};

@@ -1,4 +1,4 @@
-//! Launches of convert.cu.
+//! Launches of convert.cu: gathers of rows and conversions between element types.
 
 use super::Launch;
 use crate::params::ConvertParams;

@@ -1,4 +1,4 @@
-//! Launches of gemm.cu.
+//! Launches of gemm.cu: the multiply for decode and verification, 1 to 64 rows of activations, in every encoding.
 
 use super::{Launch, to_u32};
 use crate::params::GemmParams;

@@ -1,4 +1,4 @@
-//! Launches of gemm_prefill.cu.
+//! Launches of gemm_prefill.cu: the multiply for any number of rows, in every encoding.
 
 use super::gemm::Encoding;
 use super::{Launch, to_u32};

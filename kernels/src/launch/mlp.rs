@@ -1,4 +1,4 @@
-//! Launches of mlp.cu.
+//! Launches of mlp.cu: what a gated MLP does between its two products.
 
 use super::{Launch, to_u32};
 use crate::params::GluParams;

@@ -1,4 +1,4 @@
-//! Launches of moe.cu.
+//! Launches of moe.cu: routing, the lists of rows that each expert gets, and the sum of what experts made.
 
 use super::{Launch, to_u32};
 use crate::params::{ExpertListsParams, RouteParams, SumExpertsParams};

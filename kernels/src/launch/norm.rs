@@ -1,4 +1,4 @@
-//! Launches of norm.cu.
+//! Launches of norm.cu: RMSNorm of rows and of heads, with and without a residual, and LayerNorm.
 
 use super::Launch;
 use crate::params::NormParams;

@@ -1,4 +1,4 @@
-//! Launches of peak.cu.
+//! Launches of peak.cu: what a card can do at best.
 
 use super::Launch;
 

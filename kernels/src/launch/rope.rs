@@ -1,4 +1,4 @@
-//! Launches of rope.cu.
+//! Launches of rope.cu: the rotation of queries and keys, fused with the append to the KV cache.
 
 use super::Launch;
 use crate::params::RopeParams;

@@ -1,4 +1,4 @@
-//! Launches of sample.cu.
+//! Launches of sample.cu: the soft cap on logits, argmax and candidates.
 
 use super::{Launch, to_u32};
 use crate::params::{SoftCapParams, TOP_K_PIECE, TopKParams};

@@ -1,7 +1,7 @@
-"""Times what PyTorch does with the problems of `kernels sweep --peers`: cuBLAS products and its flash attention, in
-bfloat16. The problems come as JSON in the first argument, the number of repetitions in the second; the answer is JSON on
-standard output: what did it, and the median seconds of each, null where it did not fit. CUDA events around each
-repetition, the L2 cache filled with something else before it, as the workbench does."""
+# Times what PyTorch does with the problems of `kernels sweep --peers`: cuBLAS products and its flash attention, in
+# bfloat16. The problems come as JSON in the first argument, the number of repetitions in the second; the answer is JSON on
+# standard output: what did it, and the median seconds of each, null where it did not fit. CUDA events around each
+# repetition, the L2 cache filled with something else before it, as the workbench does.
 
 import json
 import statistics
