@@ -32,8 +32,10 @@ help: ## List the targets.
 	    printf '%-10s %s\n' "$$name" "$$text"
 	done
 
+include kernels/kernels.mk
+
 .PHONY: demo
-demo: toolchain ## Build, and let the small model in demo/ answer two questions, streamed from disk.
+demo: toolchain cuda-toolchain ## Build, and let the small model in demo/ answer two questions, streamed from disk.
 	@$(CARGO) build $(CARGO_FLAGS) --release
 	layerstream="$${CARGO_TARGET_DIR:-target}/release/layerstream"
 	flags='--chat --ram $(DEMO_RAM) --threads $(DEMO_THREADS) --stats'
@@ -43,13 +45,13 @@ demo: toolchain ## Build, and let the small model in demo/ answer two questions,
 	done
 
 .PHONY: test
-test: toolchain ## Run every test, property tests included, and the examples in the documentation.
-	@$(CARGO) test $(CARGO_FLAGS) --lib --bins --tests
-	$(CARGO) test $(CARGO_FLAGS) --doc
+test: toolchain cuda-toolchain ## Run every test, those of the kernels on this CPU included, and the examples in the documentation.
+	@$(CARGO) test $(CARGO_FLAGS) --workspace --lib --bins --tests
+	$(CARGO) test $(CARGO_FLAGS) --workspace --doc
 	echo 'make test: every test passed.'
 
 .PHONY: bench
-bench: toolchain ## Measure whole passes against the raw drive (needs about 6 GB of disk), then single parts.
+bench: toolchain cuda-toolchain ## Measure whole passes against the raw drive (needs about 6 GB of disk), then single parts.
 	@$(CARGO) bench $(CARGO_FLAGS) --bench passes
 	for bench in $(PART_BENCHES); do
 	    $(CARGO) bench $(CARGO_FLAGS) --bench "$$bench"
@@ -61,8 +63,8 @@ fmt: toolchain ## Format the source.
 	@$(CARGO) fmt --all
 
 .PHONY: lint
-lint: toolchain ## Run clippy with warnings denied, on everything and on the library alone.
-	@$(CARGO) clippy $(CARGO_FLAGS) --all-targets -- -D warnings
+lint: toolchain cuda-toolchain ## Run clippy with warnings denied, on everything and on the library alone.
+	@$(CARGO) clippy $(CARGO_FLAGS) --workspace --all-targets -- -D warnings
 	$(CARGO) clippy $(CARGO_FLAGS) --lib --no-default-features -- -D warnings
 
 .PHONY: fuzz

@@ -1,0 +1,274 @@
+/* The arguments of every kernel: one plain struct each, passed by value as the kernel's only parameter.
+ *
+ * bindgen reads this file for the Rust side (layerstream_kernels::params), so there is one definition of every layout.
+ * Plain C without headers: int, float, long long, pointers. Pointers are device addresses. Zero means "not there" for
+ * every optional pointer, so a struct that starts as all zeroes is a kernel without extras. Strides count elements.
+ * Shapes are written outermost first, row-major. */
+#pragma once
+
+/* How the numbers of a vector or of activations are stored. */
+enum Dtype { DTYPE_F32, DTYPE_F16, DTYPE_BF16 };
+
+/* A small vector of parameters (norm gains, biases) in the checkpoint's own dtype; data may be null. */
+struct Vector {
+    const void *data;
+    enum Dtype dtype;
+};
+
+/* rms_norm, rms_norm_heads, layer_norm, layer_norm_heads (norm.cu).
+ *
+ *   h = x + add;  sum = h;  out = residual + gain' * normalise(h) + bias,   gain' = gain + gain_offset
+ *
+ * Row r lies at (r / heads) * stride + (r % heads) * dim: heads = 1 for a matrix of rows, more for the q or k heads
+ * inside of a packed projection. `out` may be `x`, and `sum` may be `x` or `add`. */
+struct NormParams {
+    const float *x;
+    const float *add;      /* optional; laid out as x */
+    float *sum;            /* optional; where x + add goes; laid out as x */
+    const float *residual; /* optional; laid out as x; added after the norm */
+    void *out;
+    struct Vector gain;    /* [dim]; optional: 1 */
+    struct Vector bias;    /* [dim]; optional: 0 */
+    long long stride;      /* of x, add, sum and residual, elements */
+    long long out_stride;
+    int rows, heads, dim;
+    enum Dtype out_dtype;
+    float eps;
+    float gain_offset;     /* 1 for Gemma, whose checkpoints hold gain - 1; else 0 */
+};
+
+/* Some consecutive rows of a pass that are new tokens of one sequence, and where its keys and values lie. The cache of a
+ * layer is two arrays (keys: rows of dim; values: rows of v_dim) that all sequences share; a sequence has the rows
+ * [cache_row, cache_row + kv_heads * capacity) of both: [kv_heads, capacity]. */
+struct Sequence {
+    long long cache_row;
+    int capacity;
+    int first_row; /* of the pass */
+    int rows;      /* of the pass; not 0 */
+    int start;     /* position of the first of them; all positions before it are in the cache */
+};
+
+/* rope (rope.cu): turns q in place, and appends turned keys and plain values to the cache.
+ *
+ * Of each head, the elements [rotary_start, rotary_start + rotary_dim) turn in pairs: i and i + rotary_dim / 2, or with
+ * `interleaved` 2i and 2i + 1. Whatever makes the angles (scaling, positions, an attention factor) is in the tables. */
+struct RopeParams {
+    float *q;                         /* [rows, q_heads, dim] */
+    const float *k;                   /* [rows, kv_heads, dim] */
+    const float *v;                   /* [rows, kv_heads, v_dim] */
+    const float *k_shared;            /* [rows, rotary_dim]; optional: the elements that turn, for all key heads (MLA) */
+    const float *cos;                 /* [rows, rotary_dim / 2] */
+    const float *sin;                 /* [rows, rotary_dim / 2] */
+    void *keys;                       /* cache, rows of dim */
+    void *values;                     /* cache, rows of v_dim */
+    const struct Sequence *sequences;
+    const int *row_sequence;          /* [rows]: which of `sequences` a row belongs to */
+    long long q_stride, k_stride, v_stride, k_shared_stride; /* from row to row */
+    int k_head_stride, v_head_stride; /* from head to head: dim and v_dim where nothing lies between */
+    int rows;
+    int q_heads;                      /* 0: q stays as it is */
+    int kv_heads;                     /* 0: nothing is appended */
+    int dim, v_dim;
+    int rotary_start, rotary_dim;     /* rotary_dim is even; 0: nothing turns */
+    int interleaved;
+    enum Dtype cache_dtype;
+};
+
+/* convert (convert.cu): out[r] = scale * in[rows of in picked by ids]. Embedding lookup, a choice of rows, a change of
+ * dtype. `in` and `out` are different memory. */
+struct ConvertParams {
+    const void *in;            /* [any, cols] */
+    const int *ids;            /* [rows]: row of `in`; optional: r itself */
+    void *out;                 /* [rows, cols] */
+    long long in_stride, out_stride;
+    int rows, cols;
+    enum Dtype in_dtype, out_dtype;
+    float scale;
+};
+
+/* attention_prefill_*, attention_decode_*, attention_combine (attention_prefill.cu, attention_decode.cu).
+ *
+ *   out[row, head] = softmax(scores) . values,   score[j] = cap(q[row, head] . keys[j] * scale) + slope * (j - i)
+ *
+ * over the positions i - window < j <= i that a row at position i sees. heads / kv_heads consecutive query heads share a
+ * key head. The keys and values of the rows themselves are in the cache already. */
+struct AttentionParams {
+    const float *q;                   /* [rows of the pass, heads, dim] */
+    const void *keys;                 /* cache, rows of dim */
+    const void *values;               /* cache, rows of v_dim */
+    void *out;                        /* [rows of the pass, heads, v_dim] */
+    const struct Sequence *sequences; /* [sequence_count]: only their rows are computed */
+    struct Vector sinks;              /* [heads]; optional: a score that takes its share of the softmax and has no value */
+    const float *slopes;              /* [heads]; optional: ALiBi */
+    float *workspace;                 /* decode and the naive twin; launch::attention says how large */
+    long long q_stride, out_stride;   /* from row to row */
+    int sequence_count;
+    int heads, kv_heads, dim, v_dim;  /* dims at most 256 */
+    int window;                       /* positions that a row sees, its own included; 0: all */
+    int most_rows, most_keys;         /* largest `rows` and largest `start + rows` of the sequences */
+    enum Dtype cache_dtype, out_dtype;
+    float scale;                      /* above 0 */
+    float soft_cap;                   /* cap(x) = soft_cap * tanh(x / soft_cap); 0: cap(x) = x */
+};
+
+/* A run of rows (a tile) of a weight matrix [all rows, k], in the checkpoint's own bytes, row-major. Which encoding it is
+ * goes with the name of the kernel (dequant.cuh):
+ *
+ *   f32 f16 bf16  the numbers
+ *   int8          w = q * scale[block], q signed
+ *   nf4           w = NF4[q] * scale[block]; two in a byte, the first in the high half; q and blocks run over the flattened
+ *                 matrix. Nested: scale[block] = nested_map[u8] * nested_scale[block / 256] + nested_offset
+ *   fp8           e4m3, w = q * scale[row >> row_shift][i >> column_shift] (0x7f reads as 480, not as NaN)
+ *
+ * Scales are indexed as for the whole matrix, whichever rows the tile has. Whoever holds only a part of them passes the
+ * address where the first one would be. */
+struct Weights {
+    const void *data;  /* of the tile's first row (nf4: the byte that holds its first element); 16-byte aligned */
+    const void *scale; /* f32; nf4 nested: u8 */
+    const float *nested_scale;
+    const float *nested_map; /* [256]; null: not nested */
+    float nested_offset;
+    int first_row;   /* of the tile in the whole matrix */
+    int block_shift; /* int8, nf4: log2 of the elements in a block, at least 5; int8: -1 is one scale a row */
+    int row_shift, column_shift; /* fp8: log2 of a block's sides; 7, 7 for DeepSeek; 0, 31 a row; 31, 31 for all */
+};
+
+/* gemm_* (gemm.cu): rows first_row .. first_row + n of a product, for m rows of activations,
+ *
+ *   out[r][first_row + j] = sum over i of x[r][i] * w[j][i] + bias[first_row + j] + residual[r][first_row + j]
+ *
+ * `out` and `residual` point to column 0 of the whole product. `residual` may be `out`. */
+struct GemmParams {
+    struct Weights w;
+    const void *x; /* [m, k]: f32 for f32 weights, f16 for f16, else bf16; 16-byte aligned */
+    float *out;
+    const float *residual;  /* optional; laid out as out */
+    struct Vector bias;     /* optional; [all rows] */
+    long long x_stride;     /* a multiple of 8 */
+    long long out_stride;
+    int m, n, k;
+};
+
+/* gemm_prefill_* (gemm_prefill.cu): the same product for any number of rows, which may be gathered and may be rounded. */
+struct PrefillParams {
+    struct GemmParams product;
+    const int *gather; /* optional; [m]: row r of the product takes row gather[r] of x, as an expert's rows lie */
+    void *out16;       /* optional; laid out as product.out: takes the result instead of it, rounded to out16_dtype */
+    enum Dtype out16_dtype;
+};
+
+/* What a gated MLP does between its two products. */
+enum Gate {
+    GATE_SILU,      /* SwiGLU: silu(gate) * up */
+    GATE_GELU_TANH, /* GeGLU with the tanh approximation */
+    GATE_GELU_ERF,  /* GeGLU */
+    GATE_CLAMPED    /* gpt-oss: g * sigmoid(alpha * g) * (u + 1), g = min(gate, limit), u = clamp(up, -limit, limit) */
+};
+
+/* glu (mlp.cu): out[r][i] = activation(gate[r][i]) * up[r][i]
+ *
+ * In a packed [gate | up], up = gate + dim. Without `up`, `gate` has rows of pairs: 2i is the gate, 2i + 1 the other.
+ * `out` may be `gate` where dtypes and layouts agree and nothing is interleaved. */
+struct GluParams {
+    const float *gate;
+    const float *up;     /* optional; laid out as gate */
+    void *out;           /* [rows, dim] */
+    long long stride;    /* of gate and up */
+    long long out_stride;
+    int rows, dim;
+    enum Dtype out_dtype;
+    enum Gate kind;
+    float alpha, limit;  /* GATE_CLAMPED; limit above 0 */
+};
+
+/* How router logits become the scores of experts. */
+enum Scores { SCORES_SOFTMAX, SCORES_SIGMOID };
+
+/* route (moe.cu): the top_k experts of each row and what each of them counts.
+ *
+ *   score = softmax or sigmoid of logits;   choice = score + correction
+ *
+ * Experts stand in `groups` groups of consecutive ones. Only those in the top_groups best groups are open, and of these
+ * the top_k with the largest `choice` are taken; among equals (groups, experts) the lower number goes first. A group is
+ * as good as the sum of its group_best largest choices: 1 in DeepSeek V2, 2 in V3. NaN counts as -infinity.
+ *
+ *   weight = score * scale,   renormalised: score / (sum of the scores taken + 1e-20) * scale
+ *
+ * Softmax and renormalised is also what takes the softmax over the chosen logits alone (gpt-oss, Mixtral). */
+struct RouteParams {
+    const float *logits;      /* [rows, experts] */
+    struct Vector correction; /* [experts]; optional: 0; decides who is taken, not the weight */
+    int *ids;                 /* [rows, top_k], rising in each row */
+    float *weights;           /* [rows, top_k], in the order of ids */
+    long long logits_stride;
+    int rows;
+    int experts;              /* at most 1024 */
+    int top_k;                /* at most the experts of top_groups groups */
+    int groups;               /* divides experts, at most 32; 1: no groups */
+    int top_groups;           /* 1 to groups */
+    int group_best;           /* 1 or 2, at most experts / groups */
+    enum Scores scores;
+    int renormalise;
+    float scale;
+};
+
+/* expert_lists (moe.cu): the rows that each expert gets. Sorting the (row, expert) pairs of `ids` by expert, then row,
+ * gives each pair its place; expert e has the places [bounds[e], bounds[e + 1]). */
+struct ExpertListsParams {
+    const int *ids; /* [rows, top_k], each below experts */
+    int *row_ids;   /* [rows * top_k], by place: the row; what `convert` takes as ids to gather rows of activations */
+    int *places;    /* [rows, top_k] */
+    int *bounds;    /* [experts + 1] */
+    int rows, top_k, experts;
+};
+
+/* sum_experts (moe.cu): out[r] = add[r] + sum over the row's experts e in [first_expert, end_expert) of weight * y[place].
+ *
+ * Experts are added in the order of ids, one after the other, so that a few experts after a few others, in place, give
+ * the same bits as all at once. */
+struct SumExpertsParams {
+    const float *y;       /* [places, dim]: what the experts made; address of place 0, whether that row is there or not */
+    const int *ids;       /* [rows, top_k] */
+    const int *places;    /* [rows, top_k] */
+    const float *weights; /* [rows, top_k] */
+    const float *add;     /* optional; laid out as out; may be out */
+    float *out;           /* [rows, dim] */
+    long long y_stride, out_stride;
+    int rows, top_k, dim;
+    int first_expert, end_expert;
+};
+
+/* soft_cap (sample.cu): out = cap * tanh(x / cap), which keeps logits within (-cap, cap). `out` may be `x`. */
+struct SoftCapParams {
+    const float *x; /* [rows, n] */
+    float *out;
+    long long stride, out_stride;
+    int rows, n;
+    float cap;      /* above 0 */
+};
+
+/* How many logits a block of top_k and argmax has: each row makes ceil(n / TOP_K_PIECE) pieces. */
+#define TOP_K_PIECE 2048
+
+/* top_k_pieces then top_k; argmax_pieces then argmax, with k = 1 (sample.cu): the k largest of each row, largest first,
+ * and where they are; among equals the first. NaN counts as -infinity, -0 as 0. */
+struct TopKParams {
+    const float *logits;       /* [rows, n] */
+    unsigned long long *parts; /* [rows, pieces, k]: from the first kernel to the second */
+    float *values;             /* [rows, k]; optional */
+    int *ids;                  /* [rows, k] */
+    long long stride;          /* of logits */
+    int rows, n;
+    int k;                     /* at most n and TOP_K_PIECE / 2 */
+};
+
+/* peak_copy, peak_read, peak_mma (peak.cu): what a card can do at best, which other kernels are measured against. */
+struct PeakParams {
+    const void *in;  /* peak_copy, peak_read: `bytes` bytes; 16-byte aligned */
+    void *out;       /* peak_copy: `bytes` bytes, 16-byte aligned; else: a float32 a thread of the grid */
+    long long bytes; /* a multiple of 16 */
+    int rounds;      /* peak_mma: how often each warp does PEAK_CHAINS multiplies */
+};
+
+/* Multiplies that a warp of peak_mma has in flight. */
+#define PEAK_CHAINS 8

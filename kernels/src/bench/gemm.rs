@@ -1,0 +1,98 @@
+//! Matrix multiplies: y = x W^T for a weight of n x k in any encoding, by m rows of activations.
+
+use super::{Case, Goal, Peer, Shape, bytes_of, f32_bytes, numbers, pattern};
+use crate::check::{Device, Output};
+use crate::launch::Launch;
+use crate::launch::gemm::{Encoding, MAX_DECODE_ROWS, decode};
+use crate::launch::gemm_prefill::prefill;
+use crate::params::{Dtype, GemmParams, PrefillParams, Weights};
+
+/// log2 of the elements that share a scale: what bitsandbytes does by default, and DeepSeek's 128 x 128.
+const BLOCK: i32 = 6;
+const FP8_BLOCK: i32 = 7;
+
+/// Bytes of an element of activations.
+fn operand_bytes(encoding: Encoding) -> usize {
+    if encoding == Encoding::F32 { 4 } else { 2 }
+}
+
+/// Bytes of the weight, and how many scales it has.
+fn sizes(shape: &Shape) -> (usize, usize) {
+    let elements = shape.n * shape.k;
+    match shape.encoding {
+        Encoding::F32 => (elements * 4, 0),
+        Encoding::F16 | Encoding::Bf16 => (elements * 2, 0),
+        Encoding::Int8 => (elements, elements.div_ceil(1 << BLOCK)),
+        Encoding::Nf4 => (elements.div_ceil(2), elements.div_ceil(1 << BLOCK)),
+        Encoding::Fp8 => (elements, shape.n.div_ceil(1 << FP8_BLOCK) * shape.k.div_ceil(1 << FP8_BLOCK)),
+    }
+}
+
+/// What decode multiplies are meant to reach, of copy bandwidth, where n and k are at least 4096 and m is at most 8.
+fn goal(shape: &Shape) -> Option<Goal> {
+    let counts = shape.n >= 4096 && shape.k >= 4096 && shape.m <= 8;
+    match shape.encoding {
+        Encoding::Bf16 if counts => Some(Goal::Copy(0.85)),
+        Encoding::Int8 | Encoding::Nf4 if counts => Some(Goal::Copy(0.75)),
+        _ => None,
+    }
+}
+
+/// A weight, activations, and a product of m rows that is NaN. Also returns the bytes of all.
+fn product(device: &mut dyn Device, shape: &Shape) -> Result<(GemmParams, usize), String> {
+    let &Shape { m, n, k, encoding, .. } = shape;
+    let (weight_bytes, scales) = sizes(shape);
+    let operand = if matches!(encoding, Encoding::F32 | Encoding::F16) { encoding } else { Encoding::Bf16 };
+    let x_stride = k.next_multiple_of(8);
+    let w = Weights {
+        data: device.repeat(&pattern(encoding), weight_bytes)? as *const _,
+        scale: device.repeat(&f32_bytes(numbers(4096).map(|v| 0.01 + v * 0.001)), scales * 4)? as *const _,
+        block_shift: BLOCK,
+        row_shift: FP8_BLOCK,
+        column_shift: FP8_BLOCK,
+        ..Weights::default()
+    };
+    let params = GemmParams {
+        w,
+        x: device.repeat(&pattern(operand), m * x_stride * operand_bytes(encoding))? as *const _,
+        out: device.repeat(&[0xff; 4], m * n * 4)? as *mut f32,
+        x_stride: x_stride as i64,
+        out_stride: n as i64,
+        m: m as i32,
+        n: n as i32,
+        k: k as i32,
+        ..GemmParams::default()
+    };
+    Ok((params, weight_bytes + scales * 4 + m * k * operand_bytes(encoding) + m * n * 4))
+}
+
+fn case(bench: &str, shape: &Shape, step: (Launch, Vec<u8>), out: *mut f32, bytes: usize, goal: Option<Goal>) -> Case {
+    let &Shape { m, n, k, encoding, .. } = shape;
+    Case {
+        name: format!("{bench} {encoding:?} n {n} k {k} m {m}").to_lowercase(),
+        steps: vec![step],
+        bytes: bytes as u64,
+        flops: 2 * (m * n * k) as u64,
+        out: Output { address: out as u64, len: m * n, dtype: Dtype::DTYPE_F32 },
+        goal,
+    }
+}
+
+pub fn prepare(device: &mut dyn Device, shape: &Shape) -> Result<Case, String> {
+    if shape.m > MAX_DECODE_ROWS {
+        return Err(format!("gemm takes up to {MAX_DECODE_ROWS} rows (--m); gemm_prefill takes {}", shape.m));
+    }
+    let (params, bytes) = product(device, shape)?;
+    let step = (decode(shape.encoding, &params), bytes_of(&params));
+    Ok(case("gemm", shape, step, params.out, bytes, goal(shape)))
+}
+
+pub fn prepare_prefill(device: &mut dyn Device, shape: &Shape) -> Result<Case, String> {
+    let &Shape { m, n, k, encoding, .. } = shape;
+    let (product, bytes) = product(device, shape)?;
+    let params = PrefillParams { product, ..PrefillParams::default() };
+    let step = (prefill(encoding, &params), bytes_of(&params));
+    let counts = m >= 2048 && encoding == Encoding::Bf16;
+    let goal = counts.then_some(Goal::Peer(0.55, Peer::Matmul { m, n, k }));
+    Ok(case("gemm_prefill", shape, step, product.out, bytes, goal))
+}

@@ -1,0 +1,61 @@
+//! Launches of gemm_prefill.cu: the multiply for any number of rows, in every encoding.
+
+use super::gemm::Encoding;
+use super::{Launch, to_u32};
+use crate::params::{PrefillParams, Weights};
+
+/// Outputs on a side of a block's tile.
+const TILE: usize = 128;
+/// Two stages of a slice of activations and one of weights, 128 rows of 64 numbers of 16 bits each; the kernels without
+/// tensor cores, which have these names on sm_75, need less.
+const TENSOR_SHARED: u32 = 2 * 2 * 128 * 64 * 2;
+/// Two stages of 8 rows of 128 numbers of float32 and a gap of 4, of activations and of weights.
+const SIMT_SHARED: u32 = 2 * 2 * 8 * (128 + 4) * 4;
+
+/// Whether tensor cores can multiply by rows of k weights: whole steps, each with one scale (`whole_steps` of dequant.cuh).
+/// A property of the weight, so that bits do not depend on the tile or on who shares the batch.
+fn whole_steps(encoding: Encoding, w: &Weights, k: i32) -> bool {
+    match encoding {
+        Encoding::F32 => false,
+        Encoding::F16 | Encoding::Bf16 => k % 32 == 0,
+        Encoding::Int8 => k % 64 == 0 && (w.block_shift < 0 || w.block_shift >= 6),
+        Encoding::Fp8 => k % 64 == 0 && w.column_shift >= 6,
+        Encoding::Nf4 => k % 64 == 0 && w.block_shift >= 6,
+    }
+}
+
+/// The multiply for prefill: any number of rows of activations, one at least. A row's result is the same, bit for bit,
+/// whoever shares the launch; it is not that of [`super::gemm::decode`].
+pub fn prefill(encoding: Encoding, params: &PrefillParams) -> Launch {
+    use Encoding::*;
+    let product = &params.product;
+    let (kernel, shared) = match (encoding, whole_steps(encoding, &product.w, product.k)) {
+        (F32, _) => ("gemm_prefill_f32_simt", SIMT_SHARED),
+        (F16, true) => ("gemm_prefill_f16", TENSOR_SHARED),
+        (F16, false) => ("gemm_prefill_f16_simt", SIMT_SHARED),
+        (Bf16, true) => ("gemm_prefill_bf16", TENSOR_SHARED),
+        (Bf16, false) => ("gemm_prefill_bf16_simt", SIMT_SHARED),
+        (Int8, true) => ("gemm_prefill_int8", TENSOR_SHARED),
+        (Int8, false) => ("gemm_prefill_int8_simt", SIMT_SHARED),
+        (Fp8, true) => ("gemm_prefill_fp8", TENSOR_SHARED),
+        (Fp8, false) => ("gemm_prefill_fp8_simt", SIMT_SHARED),
+        (Nf4, true) => ("gemm_prefill_nf4", TENSOR_SHARED),
+        (Nf4, false) => ("gemm_prefill_nf4_simt", SIMT_SHARED),
+    };
+    let tiles = |n: i32| usize::try_from(n).expect("sizes are not negative").div_ceil(TILE);
+    Launch { shared, ..Launch::linear(kernel, tiles(product.m) * tiles(product.n), 128) }
+}
+
+/// The naive twin: one output a thread.
+pub fn naive(encoding: Encoding, params: &PrefillParams) -> Launch {
+    let kernel = match encoding {
+        Encoding::F32 => "naive_gemm_prefill_f32",
+        Encoding::F16 => "naive_gemm_prefill_f16",
+        Encoding::Bf16 => "naive_gemm_prefill_bf16",
+        Encoding::Int8 => "naive_gemm_prefill_int8",
+        Encoding::Fp8 => "naive_gemm_prefill_fp8",
+        Encoding::Nf4 => "naive_gemm_prefill_nf4",
+    };
+    let columns = to_u32((params.product.n as usize).div_ceil(256));
+    Launch { kernel, grid: [columns, params.product.m as u32, 1], block: [256, 1, 1], shared: 0 }
+}

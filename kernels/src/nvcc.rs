@@ -1,0 +1,46 @@
+//! Where nvcc is, and how kernels are compiled with it. build.rs compiles ours with this, the workbench those of its users.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// What to do when [`find`] finds nothing.
+pub const MISSING: &str = "nvcc was not found (looked in NVCC, CUDA_HOME, PATH and target/cuda); `make cuda-toolchain` installs one without root";
+
+/// The target folder: the outermost ancestor of `inside` that cargo has tagged as a cache.
+pub fn target_dir(inside: &Path) -> Option<PathBuf> {
+    inside.ancestors().filter(|dir| dir.join("CACHEDIR.TAG").exists()).last().map(Path::to_path_buf)
+}
+
+/// nvcc: from NVCC, CUDA_HOME, PATH, or installed into this target folder by `make cuda-toolchain`.
+pub fn find(target: &Path) -> Option<PathBuf> {
+    if let Some(nvcc) = env::var_os("NVCC") {
+        return Some(nvcc.into());
+    }
+    let home = env::var_os("CUDA_HOME").map(|home| PathBuf::from(home).join("bin/nvcc"));
+    let path = env::var_os("PATH").unwrap_or_default();
+    let in_path = env::split_paths(&path).map(|dir| dir.join("nvcc"));
+    let installed = target.join("cuda/nvidia/cu13/bin/nvcc");
+    home.into_iter().chain(in_path).chain([installed]).find(|nvcc| nvcc.is_file())
+}
+
+/// The command that compiles `source` to a fatbin: machine code for each of `archs` (such as 80), PTX of the first for
+/// cards to come. `-o` is still to be added. On stderr, ptxas tells what each kernel takes.
+pub fn command(nvcc: &Path, archs: &[u32], source: &Path) -> Command {
+    let mut command = Command::new(nvcc);
+    command.args(["-fatbin", "-std=c++17", "-O3", "-lineinfo", "-allow-unsupported-compiler", "-Xptxas", "-v"]);
+    command.args(["--compress-mode=size", "-Xcudafe", "--diag_suppress=177"]); // 177: a helper this file does not use
+    for (i, arch) in archs.iter().enumerate() {
+        let code = if i == 0 { format!("[sm_{arch},compute_{arch}]") } else { format!("sm_{arch}") };
+        command.arg("-gencode").arg(format!("arch=compute_{arch},code={code}"));
+    }
+    command.arg(source);
+    command
+}
+
+/// Splits what nvcc says into the facts that `-Xptxas -v` asks for and the rest, which somebody should read.
+pub fn facts_and_rest(said: &str) -> (String, String) {
+    let is_fact = |line: &&str| line.starts_with("ptxas info") || line.contains(" bytes stack frame, ");
+    let (facts, rest): (Vec<&str>, Vec<&str>) = said.lines().partition(is_fact);
+    (facts.join("\n"), rest.join("\n"))
+}
