@@ -301,7 +301,7 @@ impl Sequence {
         self.ids.push(id);
         let new = self.ids.len() - self.prompt;
         let mut text = match &mut self.text {
-            Some(stream) => self.stops.push(&stream.push(id)?),
+            Some(stream) => self.stops.push(&words(stream.push(id))?),
             None => String::new(),
         };
         self.finish = match () {
@@ -324,6 +324,14 @@ impl Sequence {
         let mut rest = self.stops.push(&stream.finish()?);
         rest.push_str(&self.stops.finish());
         Ok(rest)
+    }
+}
+
+/// The text of a token. Rows that only pad the embedding have none: a model may still choose one of them.
+fn words(pushed: Result<String>) -> Result<String> {
+    match pushed {
+        Err(Error::Request(_)) => Ok(String::new()),
+        other => other,
     }
 }
 

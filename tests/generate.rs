@@ -125,6 +125,28 @@ fn an_interruption_ends_the_answer_and_the_model_goes_on() {
     assert_eq!(run(&mut model, &[QUESTION], &defaults), [whole], "and the next call is as good as the first");
 }
 
+/// The demo's tokenizer beside a model whose vocabulary is another: some of its tokens have no text.
+#[test]
+fn tokens_without_text_are_given_without_text() {
+    let dir = tempfile::tempdir().unwrap();
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models/fmt_f16");
+    for file in ["config.json", "model.safetensors"] {
+        std::fs::copy(golden.join(file), dir.path().join(file)).unwrap();
+    }
+    let mut tokenizer: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(demo().join("tokenizer.json")).unwrap()).unwrap();
+    // So small that most of the model's tokens are outside it.
+    tokenizer["model"]["merges"] = serde_json::json!([]);
+    tokenizer["model"]["vocab"].as_object_mut().unwrap().retain(|_, id| id.as_u64().unwrap() < 100);
+    std::fs::write(dir.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    let mut model = Model::open(dir.path(), &Options { ram: Some(64 << 20), context: Some(64), ..options() }).unwrap();
+    let known = model.text().tokenizer().unwrap().vocab_size() as u32;
+    let greedy = GenerateOptions { max_new_tokens: 40, ..GenerateOptions::default() };
+    let output = model.generate(vec![vec![7, 8, 9]], &greedy).unwrap().outputs().unwrap().remove(0);
+    assert_eq!(output.ids.len(), 40);
+    assert!(output.ids.iter().any(|id| *id >= known), "the case must have such tokens: {:?}", output.ids);
+}
+
 #[test]
 fn a_generation_that_is_dropped_half_way_leaves_a_model_that_works() {
     let mut model = open(&options());
