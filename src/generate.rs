@@ -4,8 +4,9 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
-use crate::engine::{Engine, Segment, Wanted};
+use crate::engine::Engine;
 use crate::error::{Error, Result};
+use crate::pass::{Segment, Wanted};
 use crate::sample::{Sampler, Sampling};
 use crate::text::{StopStrings, TextStream, Tokenizer};
 

@@ -28,11 +28,6 @@ impl KvCache {
         KvCache { layers: shapes.iter().map(layer).collect(), context }
     }
 
-    /// The most tokens a sequence may have.
-    pub fn context(&self) -> usize {
-        self.context
-    }
-
     pub fn shape(&self, layer: usize) -> KvShape {
         self.layers[layer].shape
     }

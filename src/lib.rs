@@ -33,6 +33,7 @@ mod generate;
 mod kv;
 pub mod memory;
 mod model;
+mod pass;
 pub mod plan;
 pub mod program;
 mod sample;

@@ -212,7 +212,7 @@ fn place(program: &Program, left: usize, align: usize) -> (Vec<Tile>, usize, usi
 /// Tiles of at most `bytes` (but at least one row), of nearly equal size within a matrix.
 fn cut(program: &Program, bytes: usize) -> Vec<Tile> {
     let used = program.steps.iter().filter_map(|step| match step {
-        Step::MatMul { matrix, .. } => Some(*matrix),
+        Step::MatMul(product) => Some(product.matrix),
         _ => None,
     });
     used.flat_map(|id| {
@@ -271,7 +271,7 @@ mod tests {
 
     use super::*;
     use crate::checkpoint::{Dtype, FileId, Tensor};
-    use crate::program::{Buffer, KvShape, Rope};
+    use crate::program::{Buffer, KvShape, Product, Rope};
 
     const ALIGN: usize = 4096;
 
@@ -290,8 +290,9 @@ mod tests {
             matrix
         };
         let matrices: Vec<_> = shapes.iter().map(place).collect();
-        let product =
-            |i| Step::MatMul { matrix: MatrixId(i), bias: None, input: Buffer(0), output: Buffer(1), add: false };
+        let product = |i| {
+            Step::MatMul(Product { matrix: MatrixId(i), bias: None, input: Buffer(0), output: Buffer(1), add: false })
+        };
         let mut steps: Vec<_> = (0..shapes.len()).map(product).collect();
         steps.insert(shapes.len() - 1, Step::Select { input: Buffer(1), output: Buffer(2) });
         Program {

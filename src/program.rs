@@ -40,9 +40,8 @@ impl Program {
         let after = self.steps.iter().skip_while(|step| !matches!(step, Step::Select { .. }));
         let mut outputs: Vec<Buffer> = after
             .filter_map(|step| match step {
-                Step::Select { output, .. } | Step::MatMul { output, .. } | Step::RmsNorm { output, .. } => {
-                    Some(*output)
-                }
+                Step::Select { output, .. } | Step::RmsNorm { output, .. } => Some(*output),
+                Step::MatMul(product) => Some(product.output),
                 _ => None,
             })
             .collect();
@@ -92,8 +91,8 @@ pub enum Step {
     RmsNorm { weight: VectorId, eps: f32, input: Buffer, output: Buffer },
     /// The same over each head of `head_dim` values, in place.
     HeadNorm { weight: VectorId, eps: f32, buffer: Buffer, head_dim: usize },
-    /// `output (+)= input · matrixᵀ + bias`; `add` keeps what is there (the residual stream).
-    MatMul { matrix: MatrixId, bias: Option<VectorId>, input: Buffer, output: Buffer, add: bool },
+    /// Multiplies by a streamed matrix.
+    MatMul(Product),
     /// Rotates each head by its token's position, in place.
     Rope { buffer: Buffer, head_dim: usize },
     /// Appends keys and values to the KV cache of `layer`.
@@ -105,6 +104,17 @@ pub enum Step {
     SwiGlu { gate: Buffer, up: Buffer },
     /// Keeps the rows whose logits the caller asked for; the steps after it work on those alone.
     Select { input: Buffer, output: Buffer },
+}
+
+/// `output (+)= input · matrixᵀ + bias`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Product {
+    pub matrix: MatrixId,
+    pub bias: Option<VectorId>,
+    pub input: Buffer,
+    pub output: Buffer,
+    /// Adds to what is in `output` (the residual stream) instead of replacing it.
+    pub add: bool,
 }
 
 /// What one attention layer keeps per token: `kv_heads` keys and as many values of `head_dim` float32 values.

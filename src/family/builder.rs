@@ -3,7 +3,7 @@
 
 use crate::checkpoint::{Checkpoint, Dtype, Tensor};
 use crate::error::{Error, Result};
-use crate::program::{Buffer, KvShape, Matrix, MatrixId, Program, Rope, Step, VectorId};
+use crate::program::{Buffer, KvShape, Matrix, MatrixId, Product, Program, Rope, Step, VectorId};
 
 use super::Config;
 
@@ -204,7 +204,7 @@ impl<'a> Builder<'a> {
             false => self.matrix("lm_head.weight", dense.vocab, dense.hidden)?,
         };
         let matrix = self.stream(head);
-        self.steps.push(Step::MatMul { matrix, bias: None, input: normed, output: logits, add: false });
+        self.steps.push(Step::MatMul(Product { matrix, bias: None, input: normed, output: logits, add: false }));
         Ok(logits)
     }
 
@@ -241,7 +241,7 @@ impl<'a> Builder<'a> {
         let matrix = self.matrix(&format!("{name}.weight"), rows, cols)?;
         let matrix = self.stream(matrix);
         let bias = bias.then(|| self.vector(&format!("{name}.bias"), rows)).transpose()?;
-        self.steps.push(Step::MatMul { matrix, bias, input, output, add });
+        self.steps.push(Step::MatMul(Product { matrix, bias, input, output, add }));
         Ok(())
     }
 

@@ -15,6 +15,7 @@ mod matmul;
 mod norm;
 mod panel;
 mod rope;
+mod run;
 mod weights;
 mod workers;
 
@@ -23,6 +24,7 @@ pub use isa::Isa;
 pub use matmul::{Columns, Mode};
 pub use norm::RmsNorm;
 pub use rope::{Rope, RopeStyle};
+pub(crate) use run::CpuBackend;
 pub use weights::{Float, Tile};
 
 use workers::Workers;

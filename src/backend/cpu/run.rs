@@ -1,0 +1,232 @@
+//! Runs a program's steps on the processor. Tiles are multiplied where they lie in the conveyor's memory.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::{Attention, Columns, Cpu, Float, Heads, Mode, RmsNorm, RopeStyle, Sequence};
+use crate::backend::Backend;
+use crate::checkpoint::Tensor;
+use crate::disk::gather::Gather;
+use crate::error::Result;
+use crate::kv::KvCache;
+use crate::pass::{Segment, with_rows};
+use crate::plan::{Plan, Tile};
+use crate::program::{Buffer, KvShape, Product, Program, Step};
+use crate::stream::Conveyor;
+
+/// The processor, with the memory of one plan.
+pub(crate) struct CpuBackend {
+    program: Arc<Program>,
+    cpu: Cpu,
+    /// Norms and biases, in the order of [`Program::vectors`].
+    vectors: Vec<Vec<f32>>,
+    /// In the order of [`Program::buffers`].
+    buffers: Vec<Vec<f32>>,
+    kv: KvCache,
+    rotation: Rotation,
+    /// Embedding rows as they lie on disk, before they become float32.
+    staging: Vec<u8>,
+    /// Rows that the steps work on at the moment: all of the pass, or after [`Step::Select`] those with logits.
+    rows: usize,
+}
+
+impl CpuBackend {
+    /// Takes all memory and reads the small weights.
+    ///
+    /// # Errors
+    /// A read of weights that fails.
+    pub fn new(cpu: Cpu, program: Arc<Program>, plan: &Plan, gather: &Gather) -> Result<CpuBackend> {
+        let after_select = program.selected_buffers();
+        let rows = |buffer| if after_select.contains(&Buffer(buffer)) { plan.logit_rows } else { plan.rows };
+        Ok(CpuBackend {
+            vectors: read_vectors(&cpu, gather, &program.vectors)?,
+            buffers: program.buffers.iter().enumerate().map(|(i, width)| vec![0.0; width * rows(i)]).collect(),
+            kv: KvCache::new(&program.kv, plan.context, plan.sequences),
+            rotation: Rotation::new(program.rope.inv_freq.len(), plan.rows),
+            staging: vec![0; program.embedding.row_bytes() * plan.rows],
+            rows: 0,
+            program,
+            cpu,
+        })
+    }
+}
+
+impl Backend for CpuBackend {
+    fn begin(&mut self, segments: &[Segment]) -> Result<()> {
+        self.rotation.fill(&self.program, segments);
+        self.rows = segments.iter().map(|segment| segment.tokens.len()).sum();
+        Ok(())
+    }
+
+    fn staging(&mut self) -> &mut [u8] {
+        &mut self.staging
+    }
+
+    fn run(&mut self, step: &Step, segments: &[Segment]) -> Result<()> {
+        let program = Arc::clone(&self.program);
+        let rows = self.rows;
+        match *step {
+            Step::Embed { output } => {
+                let table = &program.embedding;
+                let out = &mut self.buffers[output.0][..rows * table.cols];
+                self.cpu.widen(&self.staging[..rows * table.row_bytes()], float(&table.tensor), out);
+            }
+            Step::RmsNorm { weight, eps, input, output } => {
+                let len = rows * program.buffers[input.0];
+                let norm = RmsNorm { weight: &self.vectors[weight.0], eps, unit_offset: false };
+                let [x, out] = pair(&mut self.buffers, input, output);
+                self.cpu.rms_norm(&x[..len], norm, &mut out[..len]);
+            }
+            Step::HeadNorm { weight, eps, buffer, head_dim } => {
+                let heads = heads(&program, buffer, head_dim);
+                let norm = RmsNorm { weight: &self.vectors[weight.0], eps, unit_offset: false };
+                self.cpu.head_norm(&mut self.buffers[buffer.0][..rows * heads.stride], heads, norm);
+            }
+            Step::MatMul(_) => unreachable!("products come tile by tile"),
+            Step::Rope { buffer, head_dim } => {
+                let heads = heads(&program, buffer, head_dim);
+                let x = &mut self.buffers[buffer.0][..rows * heads.stride];
+                self.cpu.rope(x, heads, self.rotation.tables(rows));
+            }
+            Step::Append { layer, keys, values } => self.append(segments, layer, keys, values),
+            Step::Attend { layer, queries, output, scale, window } => {
+                let kv = self.kv.shape(layer);
+                let q_stride = program.buffers[queries.0];
+                let (heads, kv_heads, head_dim) = (q_stride / kv.head_dim, kv.kv_heads, kv.head_dim);
+                let shape = Attention { heads, kv_heads, head_dim, q_stride, scale, window };
+                self.attend(segments, layer, queries, output, shape);
+            }
+            Step::SwiGlu { gate, up } => {
+                let len = rows * program.buffers[gate.0];
+                let [gate, up] = pair(&mut self.buffers, gate, up);
+                self.cpu.silu_mul(&mut gate[..len], &up[..len]);
+            }
+            Step::Select { input, output } => self.rows = self.select(&program, segments, input, output),
+        }
+        Ok(())
+    }
+
+    fn multiply(&mut self, product: &Product, tile: &Tile, feed: &mut Conveyor) -> Result<()> {
+        let bytes = feed.next()?;
+        if self.rows > 0 {
+            let weight = &self.program.matrices[product.matrix.0];
+            let [x, out] = pair(&mut self.buffers, product.input, product.output);
+            let w = super::Tile { bytes: &bytes, float: float(&weight.tensor), k: weight.cols };
+            let bias = product.bias.map(|bias| &self.vectors[bias.0][tile.rows.clone()]);
+            let out = &mut out[..self.rows * weight.rows];
+            let columns = Columns { data: out, stride: weight.rows, first: tile.rows.start };
+            let mode = if product.add { Mode::Add } else { Mode::Store };
+            self.cpu.matmul(w, &x[..self.rows * weight.cols], bias, columns, mode);
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, _feed: &mut Conveyor) -> Result<&mut [f32]> {
+        Ok(&mut self.buffers[self.program.logits.0][..self.rows * self.program.vocab])
+    }
+
+    fn abandon(&mut self, feed: &mut Conveyor) {
+        // A conveyor that cannot go on says so again at the next pass.
+        let _ = feed.rewind();
+    }
+}
+
+impl CpuBackend {
+    fn append(&mut self, segments: &[Segment], layer: usize, keys: Buffer, values: Buffer) {
+        let KvShape { kv_heads, head_dim } = self.kv.shape(layer);
+        let stride = kv_heads * head_dim;
+        for (segment, rows) in with_rows(segments) {
+            let (k, v) = self.kv.get_mut(layer, segment.sequence);
+            for (new, cache) in [(keys, k), (values, v)] {
+                let new = &self.buffers[new.0][rows.start * stride..rows.end * stride];
+                super::append(new, stride, kv_heads, head_dim, segment.start, cache);
+            }
+        }
+    }
+
+    fn attend(&mut self, segments: &[Segment], layer: usize, queries: Buffer, output: Buffer, shape: Attention) {
+        let sequence = |(segment, rows): (&Segment, Range<usize>)| {
+            let (keys, values) = self.kv.get(layer, segment.sequence);
+            Sequence { rows, start: segment.start, keys, values }
+        };
+        let sequences: Vec<_> = with_rows(segments).map(sequence).collect();
+        let [q, out] = pair(&mut self.buffers, queries, output);
+        self.cpu.attention(q, &sequences, shape, out);
+    }
+
+    fn select(&mut self, program: &Program, segments: &[Segment], input: Buffer, output: Buffer) -> usize {
+        let width = program.buffers[input.0];
+        let [x, out] = pair(&mut self.buffers, input, output);
+        let mut kept = 0;
+        for (segment, rows) in with_rows(segments) {
+            let wanted = segment.wanted();
+            let from = (rows.start + wanted.start) * width..(rows.start + wanted.end) * width;
+            out[kept * width..(kept + wanted.len()) * width].copy_from_slice(&x[from]);
+            kept += wanted.len();
+        }
+        kept
+    }
+}
+
+/// A buffer seen as heads side by side.
+fn heads(program: &Program, buffer: Buffer, dim: usize) -> Heads {
+    let stride = program.buffers[buffer.0];
+    Heads { count: stride / dim, dim, stride }
+}
+
+/// The element type of weights, which the family has checked.
+fn float(tensor: &Tensor) -> Float {
+    Float::from_dtype(tensor.dtype).expect("families take only types that can be multiplied")
+}
+
+/// Two different buffers, both to be used at once.
+fn pair(buffers: &mut [Vec<f32>], a: Buffer, b: Buffer) -> [&mut Vec<f32>; 2] {
+    buffers.get_disjoint_mut([a.0, b.0]).expect("a step reads and writes different buffers")
+}
+
+/// Cosines and sines for the tokens of a pass, each `[rows, pairs]`.
+struct Rotation {
+    pairs: usize,
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+}
+
+impl Rotation {
+    fn new(pairs: usize, rows: usize) -> Rotation {
+        Rotation { pairs, cos: vec![0.0; pairs * rows], sin: vec![0.0; pairs * rows] }
+    }
+
+    /// The angle is a product in float32, as in the reference implementation; its functions are exact.
+    fn fill(&mut self, program: &Program, segments: &[Segment]) {
+        let mut rows = self.cos.chunks_exact_mut(self.pairs).zip(self.sin.chunks_exact_mut(self.pairs));
+        for segment in segments {
+            let inv_freq = program.rope.inv_freq(segment.length);
+            for (position, (cos, sin)) in segment.positions().zip(&mut rows) {
+                for ((cos, sin), freq) in cos.iter_mut().zip(sin).zip(inv_freq.iter()) {
+                    let angle = (position as f32 * freq) as f64;
+                    *cos = angle.cos() as f32 * program.rope.attention_factor;
+                    *sin = angle.sin() as f32 * program.rope.attention_factor;
+                }
+            }
+        }
+    }
+
+    fn tables(&self, rows: usize) -> super::Rope<'_> {
+        let len = rows * self.pairs;
+        let (cos, sin) = (&self.cos[..len], &self.sin[..len]);
+        super::Rope { cos, sin, rotary_dim: 2 * self.pairs, style: RopeStyle::Half }
+    }
+}
+
+/// Norms and biases as float32.
+fn read_vectors(cpu: &Cpu, gather: &Gather, tensors: &[Tensor]) -> Result<Vec<Vec<f32>>> {
+    let mut bytes: Vec<_> = tensors.iter().map(|tensor| vec![0; tensor.span.len as usize]).collect();
+    let mut reads: Vec<_> = tensors.iter().zip(&mut bytes).map(|(t, to)| (t.span, to.as_mut_slice())).collect();
+    gather.read_at(&mut reads)?;
+    let widen = |(tensor, bytes): (&Tensor, Vec<u8>)| {
+        let mut values = vec![0.0; bytes.len() / tensor.dtype.size()];
+        cpu.widen(&bytes, float(tensor), &mut values);
+        values
+    };
+    Ok(tensors.iter().zip(bytes).map(widen).collect())
+}
