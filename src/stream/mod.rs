@@ -20,6 +20,7 @@ use crate::disk::align::enclose;
 use crate::disk::memory::HUGE_PAGE;
 
 pub use conveyor::{Conveyor, Tile};
+pub(crate) use worker::{Verdict, judge};
 
 /// A tile to be streamed: a run of bytes of one weight matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
