@@ -15,16 +15,36 @@ use serde_json::{Value, json};
 const GATE: f64 = 1e-6;
 
 /// The cases that the project carries: every family, option and element type once.
-const CASES: [&str; 10] = [
+const CASES: [&str; 30] = [
+    "baichuan2_7b",
+    "baichuan_13b",
+    "chatglm2",
+    "chatglm3_rope_ratio",
+    "cohere2",
+    "falcon",
     "fmt_f16",
     "fmt_f32",
+    "gemma",
+    "gemma2",
+    "gemma3_vl_wrapper",
+    "glm",
+    "glm4",
+    "gpt_neox",
+    "granite",
+    "internlm1",
+    "internlm2_dynamic",
     "llama31_gqa",
     "llama32_tied",
     "llama_bias",
     "mistral_window",
+    "olmo2",
+    "phi3",
+    "phi4_mini",
+    "qwen1_ntk_logn",
     "qwen2_window",
     "qwen2_yarn",
     "qwen3_yarn",
+    "starcoder2",
     "yi",
 ];
 
