@@ -50,7 +50,8 @@ impl Program {
     }
 }
 
-/// A `[rows, cols]` weight matrix as it lies in the checkpoint, row-major; a row maps an input to one output value.
+/// A `[rows, cols]` weight matrix as it lies in the checkpoint; a row maps an input to one output value. What
+/// lies there are runs of bytes of equal length, the stored rows: its rows, or its columns where the tensor is transposed.
 #[derive(Clone, Debug)]
 pub struct Matrix {
     pub tensor: Tensor,
@@ -59,9 +60,15 @@ pub struct Matrix {
 }
 
 impl Matrix {
-    /// Bytes of one row on disk.
+    /// How many rows are stored, which is what tiles are cut from.
+    pub fn stored_rows(&self) -> usize {
+        if self.tensor.transposed { self.cols } else { self.rows }
+    }
+
+    /// Bytes of one stored row on disk.
     pub fn row_bytes(&self) -> usize {
-        self.cols * self.tensor.dtype.size()
+        let elements = if self.tensor.transposed { self.rows } else { self.cols };
+        elements * self.tensor.dtype.size()
     }
 
     /// Bytes of the whole matrix on disk.

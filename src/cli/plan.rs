@@ -10,7 +10,7 @@ use crate::disk::measure;
 use crate::error::Result;
 use crate::model::Outline;
 use crate::plan::{Plan, Tier};
-use crate::program::{Matrix, Program};
+use crate::program::Program;
 
 use super::args;
 use super::output;
@@ -151,8 +151,8 @@ fn multiply_speed(program: &Program, threads: Option<usize>) -> Result<f64> {
     const STRETCH: usize = 64 << 20;
     let Some(matrix) = program.matrices.iter().max_by_key(|matrix| matrix.bytes()) else { return Ok(f64::INFINITY) };
     let float = Float::from_dtype(matrix.tensor.dtype).expect("families take only types that can be multiplied");
-    let Matrix { cols: k, .. } = *matrix;
-    let rows = (STRETCH / 8 / matrix.row_bytes()).clamp(1, matrix.rows);
+    let k = matrix.row_bytes() / float.size();
+    let rows = (STRETCH / 8 / matrix.row_bytes()).clamp(1, matrix.stored_rows());
     let tile = rows * matrix.row_bytes();
     // These bytes are small numbers in all three types; zeros would be one page, always cached.
     let weights = vec![0x3c; tile * STRETCH.div_ceil(tile)];

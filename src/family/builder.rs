@@ -135,7 +135,7 @@ impl<'a> Builder<'a> {
             gate: self.buffer(dense.intermediate),
             up: self.buffer(dense.intermediate),
         };
-        let embedding = self.matrix("model.embed_tokens.weight", dense.vocab, dense.hidden)?;
+        let embedding = self.table("model.embed_tokens.weight", dense.vocab, dense.hidden)?;
         self.steps.push(Step::Embed { output: buffers.residual });
         for layer in 0..dense.layers {
             self.attention(&dense, &buffers, layer)?;
@@ -253,6 +253,19 @@ impl<'a> Builder<'a> {
     fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Matrix> {
         let tensor = self.tensor(name, &[rows, cols])?;
         Ok(Matrix { tensor, rows, cols })
+    }
+
+    /// A matrix of which single rows are read, so that each must lie in one piece.
+    fn table(&self, name: &str, rows: usize, cols: usize) -> Result<Matrix> {
+        let matrix = self.matrix(name, rows, cols)?;
+        if matrix.tensor.transposed {
+            let path = self.checkpoint.file_path(matrix.tensor.span.file).to_path_buf();
+            return Err(Error::Unsupported {
+                path,
+                what: format!("tensor `{name}` with its rows and columns swapped"),
+            });
+        }
+        Ok(matrix)
     }
 
     fn vector(&mut self, name: &str, len: usize) -> Result<VectorId> {

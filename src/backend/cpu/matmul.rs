@@ -11,7 +11,7 @@ use super::workers::Workers;
 /// Multiplications and additions that make a task worth handing out.
 const WORTHWHILE: usize = 1 << 16;
 /// Numbers that a thread computes before it copies them to where they belong.
-const BLOCK: usize = panel::ROWS * panel::TOKENS;
+pub(super) const BLOCK: usize = panel::ROWS * panel::TOKENS;
 /// Up to so many tokens, weights are used straight from where they lie, at most so many rows at a time: enough streams
 /// from memory and independent sums.
 const FEW: usize = 4;
@@ -35,7 +35,7 @@ pub enum Mode {
 
 pub(super) struct Scratch {
     /// `[tokens, rows]` of the block being computed.
-    block: Vec<f32>,
+    pub(super) block: Vec<f32>,
     panel: panel::Scratch,
 }
 

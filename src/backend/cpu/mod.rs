@@ -16,6 +16,7 @@ mod norm;
 mod panel;
 mod rope;
 mod run;
+mod transposed;
 mod weights;
 mod workers;
 
@@ -25,6 +26,7 @@ pub use matmul::{Columns, Mode};
 pub use norm::RmsNorm;
 pub use rope::{Rope, RopeStyle};
 pub(crate) use run::CpuBackend;
+pub use transposed::Inputs;
 pub use weights::{Float, Tile};
 
 use workers::Workers;
@@ -89,6 +91,12 @@ impl Cpu {
     /// what is there. `x` is `[tokens, k]`; `bias`, if any, has one number for every row of the tile.
     pub fn matmul(&mut self, w: Tile<'_>, x: &[f32], bias: Option<&[f32]>, out: Columns<'_>, mode: Mode) {
         matmul::matmul(self.isa, &mut self.workers, w, x, bias, out, mode);
+    }
+
+    /// The same product with a tile of a matrix that is stored as its transpose, `[inputs, outputs]`: adds to every one of
+    /// `out`, `[tokens, outputs]`, what the tile's inputs contribute. [`Mode::Store`] and `bias` are for the first tile.
+    pub fn matmul_transposed(&mut self, w: Tile<'_>, x: Inputs<'_>, bias: Option<&[f32]>, out: &mut [f32], mode: Mode) {
+        transposed::matmul(self.isa, &mut self.workers, w, x, bias, out, mode);
     }
 
     /// Normalises every row of `x`, `[tokens, width]` with the width of the norm's weight, into `out`.

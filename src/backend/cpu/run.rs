@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{Attention, Columns, Cpu, Float, Heads, Mode, RmsNorm, RopeStyle, Sequence};
+use super::{Attention, Columns, Cpu, Float, Heads, Inputs, Mode, RmsNorm, RopeStyle, Sequence};
 use crate::backend::Backend;
 use crate::checkpoint::Tensor;
 use crate::disk::gather::Gather;
@@ -111,12 +111,21 @@ impl Backend for CpuBackend {
         if self.rows > 0 {
             let weight = &self.program.matrices[product.matrix.0];
             let [x, out] = pair(&mut self.buffers, product.input, product.output);
-            let w = super::Tile { bytes: &bytes, float: float(&weight.tensor), k: weight.cols };
-            let bias = product.bias.map(|bias| &self.vectors[bias.0][tile.rows.clone()]);
-            let out = &mut out[..self.rows * weight.rows];
-            let columns = Columns { data: out, stride: weight.rows, first: tile.rows.start };
-            let mode = if product.add { Mode::Add } else { Mode::Store };
-            self.cpu.matmul(w, &x[..self.rows * weight.cols], bias, columns, mode);
+            let (x, out) = (&x[..self.rows * weight.cols], &mut out[..self.rows * weight.rows]);
+            let bias = product.bias.map(|bias| self.vectors[bias.0].as_slice());
+            let float = float(&weight.tensor);
+            let first = tile.rows.start;
+            if weight.tensor.transposed {
+                let w = super::Tile { bytes: &bytes, float, k: weight.rows };
+                let x = Inputs { data: x, stride: weight.cols, first };
+                let mode = if product.add || first > 0 { Mode::Add } else { Mode::Store };
+                self.cpu.matmul_transposed(w, x, bias.filter(|_| first == 0), out, mode);
+            } else {
+                let w = super::Tile { bytes: &bytes, float, k: weight.cols };
+                let columns = Columns { data: out, stride: weight.rows, first };
+                let mode = if product.add { Mode::Add } else { Mode::Store };
+                self.cpu.matmul(w, x, bias.map(|bias| &bias[tile.rows.clone()]), columns, mode);
+            }
         }
         Ok(())
     }
