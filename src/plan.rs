@@ -272,6 +272,7 @@ mod tests {
 
     use super::*;
     use crate::checkpoint::{Dtype, FileId, Tensor};
+    use crate::encoding::Encoding;
     use crate::program::{Buffer, KvShape, Product, Rope};
 
     const ALIGN: usize = 4096;
@@ -285,7 +286,7 @@ mod tests {
             span,
             transposed: false,
         };
-        Matrix { tensor, rows, cols }
+        Matrix { tensor, rows, cols, encoding: Encoding::Bf16, scales: None }
     }
 
     /// A program that multiplies with matrices of these shapes, one after the other.

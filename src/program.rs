@@ -6,6 +6,7 @@
 //! several sequences.
 
 use crate::checkpoint::Tensor;
+use crate::encoding::Encoding;
 
 /// A forward pass of one model.
 #[derive(Clone, Debug)]
@@ -57,6 +58,19 @@ pub struct Matrix {
     pub tensor: Tensor,
     pub rows: usize,
     pub cols: usize,
+    pub encoding: Encoding,
+    /// For an encoding that is not complete.
+    pub scales: Option<Scales>,
+}
+
+/// The factors of a matrix: its number at (r, c) is what is stored there, decoded, times the factor of its block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scales {
+    /// One factor for each block of `row_block` × `col_block` numbers, row-major; blocks at the edges may be smaller.
+    pub vector: VectorId,
+    pub row_block: usize,
+    /// A power of two of at least 16, or at least the number of columns.
+    pub col_block: usize,
 }
 
 impl Matrix {
@@ -65,10 +79,14 @@ impl Matrix {
         if self.tensor.transposed { self.cols } else { self.rows }
     }
 
+    /// Numbers in a stored row.
+    pub fn stored_cols(&self) -> usize {
+        if self.tensor.transposed { self.rows } else { self.cols }
+    }
+
     /// Bytes of one stored row on disk.
     pub fn row_bytes(&self) -> usize {
-        let elements = if self.tensor.transposed { self.rows } else { self.cols };
-        elements * self.tensor.dtype.size()
+        self.encoding.bytes(self.stored_cols())
     }
 
     /// Bytes of the whole matrix on disk.

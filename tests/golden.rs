@@ -15,12 +15,15 @@ use serde_json::{Value, json};
 const GATE: f64 = 1e-6;
 
 /// The cases that the project carries: every family, option and element type once.
-const CASES: [&str; 13] = [
+const CASES: [&str; 16] = [
+    "ct_fp8_channel",
+    "ct_fp8_tensor",
     "fmt_bin_sharded",
     "fmt_bin_single",
     "fmt_bin_tied_shared",
     "fmt_f16",
     "fmt_f32",
+    "fp8_block128",
     "llama31_gqa",
     "llama32_tied",
     "llama_bias",

@@ -25,6 +25,7 @@ mod words;
 const ORDER: [&str; 20] = [
     "error",
     "checkpoint",
+    "encoding",
     "text",
     "program",
     "family",

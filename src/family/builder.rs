@@ -2,10 +2,12 @@
 //! steps that pre-norm decoder families share. A family file says which of them it uses, and with what.
 
 use crate::checkpoint::{Checkpoint, Dtype, Tensor};
+use crate::encoding::Encoding;
 use crate::error::{Error, Result};
-use crate::program::{Buffer, KvShape, Matrix, MatrixId, Product, Program, Rope, Step, VectorId};
+use crate::program::{Buffer, KvShape, Matrix, MatrixId, Product, Program, Rope, Scales, Step, VectorId};
 
 use super::Config;
+use super::quantization::Quantization;
 
 /// What the dense decoder families (Llama and its descendants) have in common, as read from a configuration.
 pub struct Dense {
@@ -89,6 +91,7 @@ impl Dense {
 
 pub struct Builder<'a> {
     checkpoint: &'a Checkpoint,
+    quantization: Quantization,
     family: &'static str,
     buffers: Vec<usize>,
     matrices: Vec<Matrix>,
@@ -110,9 +113,10 @@ struct Buffers {
 }
 
 impl<'a> Builder<'a> {
-    pub fn new(family: &'static str, checkpoint: &'a Checkpoint) -> Self {
+    pub fn new(family: &'static str, checkpoint: &'a Checkpoint, quantization: Quantization) -> Self {
         Builder {
             checkpoint,
+            quantization,
             family,
             buffers: Vec::new(),
             matrices: Vec::new(),
@@ -250,41 +254,72 @@ impl<'a> Builder<'a> {
         MatrixId(self.matrices.len() - 1)
     }
 
-    fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Matrix> {
-        let tensor = self.tensor(name, &[rows, cols])?;
-        Ok(Matrix { tensor, rows, cols })
+    fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<Matrix> {
+        let (tensor, encoding) = self.tensor(name, &[rows, cols])?;
+        let scales = match encoding.is_complete() {
+            true => None,
+            false => Some(self.scales(&tensor)?),
+        };
+        Ok(Matrix { tensor, rows, cols, encoding, scales })
     }
 
-    /// A matrix of which single rows are read, so that each must lie in one piece.
-    fn table(&self, name: &str, rows: usize, cols: usize) -> Result<Matrix> {
+    /// The factors of a matrix whose numbers need them.
+    fn scales(&mut self, of: &Tensor) -> Result<Scales> {
+        let Quantization::Factors { suffix, .. } = self.quantization else {
+            return Err(self.unsupported(of, &format!("of type {} without a `quantization_config`", of.dtype)));
+        };
+        let tensor = self.checkpoint.require(&format!("{}{suffix}", of.name))?.clone();
+        let (rows, cols) = (of.shape[0], of.shape[1]);
+        let Some((row_block, col_block)) = self.quantization.block(rows, cols, &tensor.shape) else {
+            let path = self.checkpoint.file_path(tensor.span.file).to_path_buf();
+            let problem = format!(
+                "its shape is {:?}, which does not divide the {:?} of the weights as the `quantization_config` says",
+                tensor.shape, of.shape
+            );
+            return Err(Error::Tensor { path, tensor: tensor.name, problem });
+        };
+        if !matches!(tensor.dtype, Dtype::Bf16 | Dtype::F16 | Dtype::F32) || tensor.transposed {
+            return Err(self.unsupported(&tensor, &format!("of type {} as factors", tensor.dtype)));
+        }
+        self.vectors.push(tensor);
+        Ok(Scales { vector: VectorId(self.vectors.len() - 1), row_block, col_block })
+    }
+
+    /// A matrix of which single rows are read, so that each must lie in one piece and stand for itself.
+    fn table(&mut self, name: &str, rows: usize, cols: usize) -> Result<Matrix> {
         let matrix = self.matrix(name, rows, cols)?;
-        if matrix.tensor.transposed {
-            let path = self.checkpoint.file_path(matrix.tensor.span.file).to_path_buf();
-            return Err(Error::Unsupported {
-                path,
-                what: format!("tensor `{name}` with its rows and columns swapped"),
-            });
+        if matrix.tensor.transposed || matrix.scales.is_some() {
+            let how = if matrix.tensor.transposed { "with its rows and columns swapped" } else { "quantized" };
+            return Err(self.unsupported(&matrix.tensor, how));
         }
         Ok(matrix)
     }
 
     fn vector(&mut self, name: &str, len: usize) -> Result<VectorId> {
-        let tensor = self.tensor(name, &[len])?;
+        let (tensor, encoding) = self.tensor(name, &[len])?;
+        if !encoding.is_complete() {
+            return Err(self.unsupported(&tensor, &format!("of type {}", tensor.dtype)));
+        }
         self.vectors.push(tensor);
         Ok(VectorId(self.vectors.len() - 1))
     }
 
-    /// A tensor of the checkpoint, once its shape agrees with the configuration and its numbers can be multiplied.
-    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+    /// A tensor of the checkpoint, once its shape agrees with the configuration and its numbers can be decoded.
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<(Tensor, Encoding)> {
         let tensor = self.checkpoint.require(name)?;
-        let path = self.checkpoint.file_path(tensor.span.file).to_path_buf();
         if tensor.shape != shape {
+            let path = self.checkpoint.file_path(tensor.span.file).to_path_buf();
             let problem = format!("its shape is {:?}, but config.json makes it {shape:?}", tensor.shape);
             return Err(Error::Tensor { path, tensor: name.into(), problem });
         }
-        if !matches!(tensor.dtype, Dtype::Bf16 | Dtype::F16 | Dtype::F32) {
-            return Err(Error::Unsupported { path, what: format!("tensor `{name}` of type {}", tensor.dtype) });
+        match Encoding::of(tensor.dtype) {
+            Some(encoding) => Ok((tensor.clone(), encoding)),
+            None => Err(self.unsupported(tensor, &format!("of type {}", tensor.dtype))),
         }
-        Ok(tensor.clone())
+    }
+
+    fn unsupported(&self, tensor: &Tensor, how: &str) -> Error {
+        let path = self.checkpoint.file_path(tensor.span.file).to_path_buf();
+        Error::Unsupported { path, what: format!("tensor `{}` {how}", tensor.name) }
     }
 }

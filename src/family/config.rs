@@ -95,13 +95,6 @@ impl Config {
         list.map(Some).ok_or_else(|| self.wrong(key, "a list of strings", value))
     }
 
-    /// Refuses checkpoints whose weights are stored in a way that the plain families do not read.
-    pub fn refuse_quantized(&self) -> Result<()> {
-        let Some(how) = self.value("quantization_config") else { return Ok(()) };
-        let method = how.get("quant_method").and_then(Value::as_str).unwrap_or("unnamed");
-        Err(self.unsupported(format!("a checkpoint quantized with `{method}` (quantization_config)")))
-    }
-
     /// The rotary frequencies for heads of `head_dim` dimensions.
     ///
     /// Scaling follows the definitions of transformers' `modeling_rope_utils`: `linear` (positions divided), `dynamic`
@@ -168,7 +161,8 @@ impl Config {
         self.keys.get(key).filter(|value| !value.is_null())
     }
 
-    fn section(&self, key: &str) -> Result<Option<&Map<String, Value>>> {
+    /// An object inside the configuration, if it is there.
+    pub fn section(&self, key: &str) -> Result<Option<&Map<String, Value>>> {
         match self.value(key) {
             None => Ok(None),
             Some(Value::Object(keys)) => Ok(Some(keys)),

@@ -6,6 +6,7 @@ mod builder;
 mod config;
 mod llama;
 mod mistral;
+mod quantization;
 mod qwen2;
 mod qwen3;
 
@@ -15,6 +16,7 @@ use crate::program::Program;
 
 use builder::Builder;
 use config::Config;
+use quantization::Quantization;
 
 /// A family: the class names it answers to, and how its program is built.
 struct Family {
@@ -42,6 +44,6 @@ pub fn program(checkpoint: &Checkpoint) -> Result<Program> {
         let known: Vec<_> = FAMILIES.iter().flat_map(|family| family.architectures).copied().collect();
         return Err(config.unsupported(format!("the architecture {architecture} (known: {})", known.join(", "))));
     };
-    config.refuse_quantized()?;
-    (family.build)(&config, Builder::new(family.name, checkpoint))
+    let quantization = Quantization::read(&config)?;
+    (family.build)(&config, Builder::new(family.name, checkpoint, quantization))
 }

@@ -2,10 +2,10 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use super::dots::dots;
+use super::dots::scaled_dots;
 use super::isa::{F32x16, Isa, Kernel};
 use super::panel;
-use super::weights::{Bf16, Element, F16, F32, Float, Tile};
+use super::weights::{Element, Tile, with_element};
 use super::workers::Workers;
 
 /// Multiplications and additions that make a task worth handing out.
@@ -57,7 +57,8 @@ pub(super) fn matmul(
     mode: Mode,
 ) {
     let (rows, tokens) = (w.rows(), x.len() / w.k);
-    assert_eq!(w.bytes.len(), rows * w.row_bytes(), "whole rows of {} {:?}", w.k, w.float);
+    assert_eq!(w.bytes.len(), rows * w.row_bytes(), "whole rows of {} {}", w.k, w.encoding);
+    assert!(w.scales.is_some() || w.encoding.is_complete(), "{} needs factors", w.encoding);
     assert_eq!(x.len(), tokens * w.k, "whole rows of {} activations", w.k);
     assert!(bias.is_none_or(|bias| bias.len() == rows), "a bias for every one of {rows} rows");
 
@@ -78,9 +79,13 @@ pub(super) fn matmul(
         let tokens = tokens_at_once.min(tokens - token);
         let Scratch { block, panel } = &mut scratch.matmul;
         let block = &mut block[..rows * tokens];
-        let bytes = &w.bytes[row * w.row_bytes()..(row + rows) * w.row_bytes()];
+        let w = w.part(row, rows);
         let x = &x[token * w.k..(token + tokens) * w.k];
-        isa.run(Block { w: Tile { bytes, ..w }, x, out: block, panel });
+        match tokens {
+            // No block of more rows than a panel has goes to the panel.
+            ..=FEW => isa.run(Few { w, x, out: block }),
+            _ => panel::multiply(isa, w, x, block, panel),
+        }
         if let Some(bias) = bias {
             for sums in block.chunks_exact_mut(rows) {
                 sums.iter_mut().zip(&bias[row..]).for_each(|(sum, b)| *sum += b);
@@ -99,41 +104,36 @@ pub(super) fn matmul(
     });
 }
 
-struct Block<'a> {
+/// The product with at most [`FEW`] tokens.
+struct Few<'a> {
     w: Tile<'a>,
     x: &'a [f32],
     /// `[tokens, rows]`
     out: &'a mut [f32],
-    panel: &'a mut panel::Scratch,
 }
 
-impl Kernel for Block<'_> {
+impl Kernel for Few<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<V: F32x16>(self) {
-        match self.w.float {
-            Float::Bf16 => self.elements::<V, Bf16>(),
-            Float::F16 => self.elements::<V, F16>(),
-            Float::F32 => self.elements::<V, F32>(),
-        }
+        with_element!(self.w.encoding, E => self.elements::<V, E>())
     }
 }
 
-impl Block<'_> {
+impl Few<'_> {
     #[inline(always)]
     fn elements<V: F32x16, E: Element>(self) {
-        let Block { w, x, out, panel } = self;
+        let Few { w, x, out } = self;
         match x.len() / w.k {
             1 => few::<V, E, 4, 1>(w, [x], out),
             2 if V::WIDE => few::<V, E, 4, 2>(w, tokens(x, w.k), out),
             2 => few::<V, E, 2, 2>(w, tokens(x, w.k), out),
             3 if V::WIDE => few::<V, E, 4, 3>(w, tokens(x, w.k), out),
             3 => few::<V, E, 2, 3>(w, tokens(x, w.k), out),
-            4 if V::WIDE => few::<V, E, 4, 4>(w, tokens(x, w.k), out),
-            4 => few::<V, E, 1, 4>(w, tokens(x, w.k), out),
-            // More than FEW: so that no block of more rows than a panel has comes here.
-            _ => panel::multiply::<V, E>(w, x, out, panel),
+            FEW if V::WIDE => few::<V, E, 4, FEW>(w, tokens(x, w.k), out),
+            FEW => few::<V, E, 1, FEW>(w, tokens(x, w.k), out),
+            tokens => unreachable!("{tokens} tokens are not few"),
         }
     }
 }
@@ -149,11 +149,11 @@ fn few<V: F32x16, E: Element, const R: usize, const T: usize>(w: Tile<'_>, token
     let whole = rows - rows % R;
     for r in (0..whole).step_by(R) {
         let bytes = &w.bytes[r * w.row_bytes()..(r + R) * w.row_bytes()];
-        scatter(dots::<V, E, R, T>(bytes, tokens), &mut out[r..], rows);
+        scatter(scaled_dots::<V, E, R, T>(bytes, w.factors(r), tokens), &mut out[r..], rows);
     }
     for r in whole..rows {
         let bytes = &w.bytes[r * w.row_bytes()..(r + 1) * w.row_bytes()];
-        scatter(dots::<V, E, 1, T>(bytes, tokens), &mut out[r..], rows);
+        scatter(scaled_dots::<V, E, 1, T>(bytes, w.factors(r), tokens), &mut out[r..], rows);
     }
 }
 

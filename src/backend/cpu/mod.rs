@@ -27,11 +27,12 @@ pub use norm::RmsNorm;
 pub use rope::{Rope, RopeStyle};
 pub(crate) use run::CpuBackend;
 pub use transposed::Inputs;
-pub use weights::{Float, Tile};
+pub use weights::{Scales, Tile};
 
 use workers::Workers;
 
 use crate::Result;
+use crate::encoding::Encoding;
 
 /// How heads lie in rows of activations: `count × dim` numbers at the beginning of every `stride`.
 #[derive(Clone, Copy, Debug)]
@@ -125,8 +126,8 @@ impl Cpu {
         activation::silu_mul(self.isa, &mut self.workers, gate, up);
     }
 
-    /// Widens `out.len()` elements (a row of the embedding, a norm's weight, a bias) to float32, exactly.
-    pub fn widen(&self, bytes: &[u8], float: Float, out: &mut [f32]) {
-        weights::widen(self.isa, bytes, float, out);
+    /// Decodes `out.len()` numbers (rows of the embedding, a norm's weight, a bias) to float32, exactly.
+    pub fn widen(&self, bytes: &[u8], encoding: Encoding, out: &mut [f32]) {
+        weights::widen(self.isa, bytes, encoding, out);
     }
 }

@@ -3,10 +3,11 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{Attention, Columns, Cpu, Float, Heads, Inputs, Mode, RmsNorm, RopeStyle, Sequence};
+use super::{Attention, Columns, Cpu, Heads, Inputs, Mode, RmsNorm, RopeStyle, Scales, Sequence};
 use crate::backend::Backend;
 use crate::checkpoint::Tensor;
 use crate::disk::gather::Gather;
+use crate::encoding::Encoding;
 use crate::error::Result;
 use crate::kv::KvCache;
 use crate::pass::{Segment, with_rows};
@@ -69,7 +70,7 @@ impl Backend for CpuBackend {
             Step::Embed { output } => {
                 let table = &program.embedding;
                 let out = &mut self.buffers[output.0][..rows * table.cols];
-                self.cpu.widen(&self.staging[..rows * table.row_bytes()], float(&table.tensor), out);
+                self.cpu.widen(&self.staging[..rows * table.row_bytes()], table.encoding, out);
             }
             Step::RmsNorm { weight, eps, input, output } => {
                 let len = rows * program.buffers[input.0];
@@ -113,15 +114,19 @@ impl Backend for CpuBackend {
             let [x, out] = pair(&mut self.buffers, product.input, product.output);
             let (x, out) = (&x[..self.rows * weight.cols], &mut out[..self.rows * weight.rows]);
             let bias = product.bias.map(|bias| self.vectors[bias.0].as_slice());
-            let float = float(&weight.tensor);
             let first = tile.rows.start;
+            let scales = weight.scales.map(|scales| Scales {
+                values: &self.vectors[scales.vector.0],
+                row_block: scales.row_block,
+                col_block: scales.col_block,
+                first_row: first,
+            });
+            let w = super::Tile { bytes: &bytes, encoding: weight.encoding, k: weight.stored_cols(), scales };
             if weight.tensor.transposed {
-                let w = super::Tile { bytes: &bytes, float, k: weight.rows };
                 let x = Inputs { data: x, stride: weight.cols, first };
                 let mode = if product.add || first > 0 { Mode::Add } else { Mode::Store };
                 self.cpu.matmul_transposed(w, x, bias.filter(|_| first == 0), out, mode);
             } else {
-                let w = super::Tile { bytes: &bytes, float, k: weight.cols };
                 let columns = Columns { data: out, stride: weight.rows, first };
                 let mode = if product.add { Mode::Add } else { Mode::Store };
                 self.cpu.matmul(w, x, bias.map(|bias| &bias[tile.rows.clone()]), columns, mode);
@@ -183,11 +188,6 @@ fn heads(program: &Program, buffer: Buffer, dim: usize) -> Heads {
     Heads { count: stride / dim, dim, stride }
 }
 
-/// The element type of weights, which the family has checked.
-fn float(tensor: &Tensor) -> Float {
-    Float::from_dtype(tensor.dtype).expect("families take only types that can be multiplied")
-}
-
 /// Two different buffers, both to be used at once.
 fn pair(buffers: &mut [Vec<f32>], a: Buffer, b: Buffer) -> [&mut Vec<f32>; 2] {
     buffers.get_disjoint_mut([a.0, b.0]).expect("a step reads and writes different buffers")
@@ -233,8 +233,9 @@ fn read_vectors(cpu: &Cpu, gather: &Gather, tensors: &[Tensor]) -> Result<Vec<Ve
     let mut reads: Vec<_> = tensors.iter().zip(&mut bytes).map(|(t, to)| (t.span, to.as_mut_slice())).collect();
     gather.read_at(&mut reads)?;
     let widen = |(tensor, bytes): (&Tensor, Vec<u8>)| {
-        let mut values = vec![0.0; bytes.len() / tensor.dtype.size()];
-        cpu.widen(&bytes, float(tensor), &mut values);
+        let encoding = Encoding::of(tensor.dtype).expect("families take only types that can be decoded");
+        let mut values = vec![0.0; tensor.shape.iter().product()];
+        cpu.widen(&bytes, encoding, &mut values);
         values
     };
     Ok(tensors.iter().zip(bytes).map(widen).collect())

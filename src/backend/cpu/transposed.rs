@@ -7,8 +7,9 @@ use std::sync::{Mutex, PoisonError};
 use super::isa::{F32x16, Isa, Kernel, LANES};
 use super::matmul::{BLOCK, Mode};
 use super::panel;
-use super::weights::{Bf16, Element, F16, F32, Float, Tile};
+use super::weights::{Bf16, Element, F16, F32, Tile};
 use super::workers::Workers;
+use crate::encoding::Encoding;
 
 /// Multiplications and additions that make a task worth handing out.
 const WORTHWHILE: usize = 1 << 16;
@@ -38,7 +39,7 @@ pub(super) fn matmul(
     // Along a stored row lie outputs.
     let outputs = w.k;
     let tokens = x.data.len() / x.stride;
-    assert_eq!(w.bytes.len(), w.rows() * w.row_bytes(), "whole stored rows of {outputs} {:?}", w.float);
+    assert_eq!(w.bytes.len(), w.rows() * w.row_bytes(), "whole stored rows of {outputs} {}", w.encoding);
     assert_eq!(out.len(), tokens * outputs, "{outputs} sums for each of {tokens} tokens");
     assert!(x.first + w.rows() <= x.stride, "activations for every stored row");
     assert!(bias.is_none_or(|bias| bias.len() == outputs), "a bias for every one of {outputs} outputs");
@@ -94,10 +95,11 @@ impl Kernel for Block<'_> {
 
     #[inline(always)]
     fn run<V: F32x16>(mut self) {
-        match self.w.float {
-            Float::Bf16 => self.elements::<V, Bf16>(),
-            Float::F16 => self.elements::<V, F16>(),
-            Float::F32 => self.elements::<V, F32>(),
+        match self.w.encoding {
+            Encoding::Bf16 => self.elements::<V, Bf16>(),
+            Encoding::F16 => self.elements::<V, F16>(),
+            Encoding::F32 => self.elements::<V, F32>(),
+            other => unreachable!("{other} is never stored as a transpose"),
         }
     }
 }
@@ -118,7 +120,7 @@ impl Block<'_> {
     /// Adds the products of `D` stored rows, from `row` on.
     #[inline(always)]
     fn add<V: F32x16, E: Element, const D: usize>(&mut self, row: usize) {
-        let element = self.w.float.size();
+        let element = self.w.encoding.bytes(1);
         let mut parts: [&[u8]; D] = [&[]; D];
         for (d, part) in parts.iter_mut().enumerate() {
             let start = (row + d) * self.w.row_bytes() + self.first * element;
@@ -130,8 +132,8 @@ impl Block<'_> {
             let mut w = [V::zero(); D];
             for d in 0..D {
                 w[d] = match E::chunks(&parts[d][at * element..end * element]) {
-                    ([chunk], _) => E::widen::<V>(chunk),
-                    (_, part) => E::widen_part::<V>(part),
+                    ([chunk], _) => E::lanes(chunk, &E::common::<V>(chunk), 0),
+                    (_, part) => E::lanes_part(part),
                 };
             }
             for (x, sums) in self.x.data.chunks_exact(self.x.stride).zip(self.sums.chunks_exact_mut(self.width)) {
