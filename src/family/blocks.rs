@@ -43,7 +43,7 @@ impl Builder<'_> {
         let names = dense.names;
         let root = self.root(names.root, &format!("{}.weight", names.embedding));
         let on = self.buffers(&dense);
-        let embedding = self.matrix(&format!("{root}{}.weight", names.embedding), dense.vocab, dense.hidden)?;
+        let embedding = self.table(&format!("{root}{}.weight", names.embedding), dense.vocab, dense.hidden)?;
         for rope in &dense.ropes {
             self.rope(rope.clone());
         }
@@ -238,7 +238,7 @@ impl Builder<'_> {
         };
         let matrix = self.stream(head);
         let (scale, normalise_rows) = (dense.logit_scale, dense.normalise_head);
-        self.step(Step::MatMul(Product { scale, normalise_rows, ..Product::new(matrix, normed, logits) }));
+        self.multiply(Product { scale, normalise_rows, ..Product::new(matrix, normed, logits) })?;
         if let Some(cap) = dense.logit_cap {
             self.step(Step::SoftCap { buffer: logits, cap });
         }

@@ -4,10 +4,13 @@
 use std::ops::Range;
 
 use crate::checkpoint::{Checkpoint, Dtype, Tensor};
+use crate::encoding::Encoding;
 use crate::error::{Error, Result};
 use crate::program::{
-    Buffer, KvShape, Matrix, MatrixId, Norm, NormKind, Product, Program, Rope, RopeId, Step, VectorId,
+    Buffer, KvShape, Matrix, MatrixId, Norm, NormKind, Product, Program, Rope, RopeId, Scales, Step, VectorId,
 };
+
+use super::quantization::Quantization;
 
 /// What every norm of a family has in common.
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +46,7 @@ impl<'n> Projection<'n> {
 
 pub struct Builder<'a> {
     checkpoint: &'a Checkpoint,
+    quantization: Quantization,
     family: &'static str,
     buffers: Vec<usize>,
     matrices: Vec<Matrix>,
@@ -53,9 +57,10 @@ pub struct Builder<'a> {
 }
 
 impl<'a> Builder<'a> {
-    pub fn new(family: &'static str, checkpoint: &'a Checkpoint) -> Self {
+    pub fn new(family: &'static str, checkpoint: &'a Checkpoint, quantization: Quantization) -> Self {
         Builder {
             checkpoint,
+            quantization,
             family,
             buffers: Vec::new(),
             matrices: Vec::new(),
@@ -128,10 +133,18 @@ impl<'a> Builder<'a> {
 
     /// Appends a projection.
     pub fn project(&mut self, p: Projection) -> Result<()> {
-        let tensor = self.tensor(&format!("{}.weight", p.name), &[p.all, p.cols])?;
-        let matrix = self.stream(Matrix { tensor, first_row: p.part.start, rows: p.part.len(), cols: p.cols });
+        let matrix = self.part_of_matrix(&format!("{}.weight", p.name), p.all, p.part.clone(), p.cols)?;
+        let matrix = self.stream(matrix);
         let bias = p.bias.then(|| self.part_of_vector(&format!("{}.bias", p.name), p.all, p.part)).transpose()?;
-        let product = Product { bias, add: p.add, scale: p.scale, ..Product::new(matrix, p.input, p.output) };
+        self.multiply(Product { bias, add: p.add, scale: p.scale, ..Product::new(matrix, p.input, p.output) })
+    }
+
+    /// Appends a product with a matrix that is streamed.
+    pub fn multiply(&mut self, product: Product) -> Result<()> {
+        let tensor = &self.matrices[product.matrix.0].tensor;
+        if tensor.transposed && (product.scale != 1.0 || product.normalise_rows) {
+            return Err(self.unsupported(tensor, "with its rows and columns swapped, whose product is scaled"));
+        }
         self.step(Step::MatMul(product));
         Ok(())
     }
@@ -142,20 +155,74 @@ impl<'a> Builder<'a> {
         MatrixId(self.matrices.len() - 1)
     }
 
-    pub fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Matrix> {
-        let tensor = self.tensor(name, &[rows, cols])?;
-        Ok(Matrix { tensor, first_row: 0, rows, cols })
+    /// A whole tensor as a matrix.
+    pub fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<Matrix> {
+        self.part_of_matrix(name, rows, 0..rows, cols)
+    }
+
+    /// Some rows of a tensor that has `all`.
+    fn part_of_matrix(&mut self, name: &str, all: usize, part: Range<usize>, cols: usize) -> Result<Matrix> {
+        let (tensor, encoding) = self.tensor(name, &[all, cols])?;
+        if tensor.transposed && part.len() != all {
+            return Err(self.unsupported(&tensor, "with its rows and columns swapped, of which a part is needed"));
+        }
+        let scales = match encoding.is_complete() {
+            true => None,
+            false => Some(self.scales(&tensor)?),
+        };
+        Ok(Matrix { tensor, first_row: part.start, rows: part.len(), cols, encoding, scales })
+    }
+
+    /// The factors of a matrix whose numbers need them.
+    fn scales(&mut self, of: &Tensor) -> Result<Scales> {
+        let Quantization::Factors { suffix, .. } = self.quantization else {
+            return Err(self.unsupported(of, &format!("of type {} without a `quantization_config`", of.dtype)));
+        };
+        let tensor = self.checkpoint.require(&format!("{}{suffix}", of.name))?.clone();
+        let (rows, cols) = (of.shape[0], of.shape[1]);
+        let Some((row_block, col_block)) = self.quantization.block(rows, cols, &tensor.shape) else {
+            let path = self.checkpoint.file_path(tensor.span.file).to_path_buf();
+            let problem = format!(
+                "its shape is {:?}, which does not divide the {:?} of the weights as the `quantization_config` says",
+                tensor.shape, of.shape
+            );
+            return Err(Error::Tensor { path, tensor: tensor.name, problem });
+        };
+        if !matches!(tensor.dtype, Dtype::Bf16 | Dtype::F16 | Dtype::F32) || tensor.transposed {
+            return Err(self.unsupported(&tensor, &format!("of type {} as factors", tensor.dtype)));
+        }
+        self.vectors.push(tensor);
+        Ok(Scales { vector: VectorId(self.vectors.len() - 1), row_block, col_block })
+    }
+
+    /// A matrix of which single rows are read, so that each must lie in one piece and stand for itself.
+    pub fn table(&mut self, name: &str, rows: usize, cols: usize) -> Result<Matrix> {
+        let matrix = self.matrix(name, rows, cols)?;
+        if matrix.tensor.transposed || matrix.scales.is_some() {
+            let how = if matrix.tensor.transposed { "with its rows and columns swapped" } else { "quantized" };
+            return Err(self.unsupported(&matrix.tensor, how));
+        }
+        Ok(matrix)
     }
 
     pub fn vector(&mut self, name: &str, shape: &[usize]) -> Result<VectorId> {
-        let tensor = self.tensor(name, shape)?;
+        let tensor = self.small(name, shape)?;
         self.vectors.push(tensor);
         Ok(VectorId(self.vectors.len() - 1))
     }
 
+    /// A tensor whose numbers stand for themselves.
+    fn small(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let (tensor, encoding) = self.tensor(name, shape)?;
+        match encoding.is_complete() {
+            true => Ok(tensor),
+            false => Err(self.unsupported(&tensor, &format!("of type {}", tensor.dtype))),
+        }
+    }
+
     /// Some elements of a vector that has `all`.
     fn part_of_vector(&mut self, name: &str, all: usize, part: Range<usize>) -> Result<VectorId> {
-        let mut tensor = self.tensor(name, &[all])?;
+        let mut tensor = self.small(name, &[all])?;
         let element = tensor.dtype.size() as u64;
         tensor.span.offset += part.start as u64 * element;
         tensor.span.len = part.len() as u64 * element;
@@ -164,17 +231,22 @@ impl<'a> Builder<'a> {
         Ok(VectorId(self.vectors.len() - 1))
     }
 
-    /// A tensor of the checkpoint, once its shape agrees with the configuration and its numbers can be multiplied.
-    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+    /// A tensor of the checkpoint, once its shape agrees with the configuration and its numbers can be decoded.
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<(Tensor, Encoding)> {
         let tensor = self.checkpoint.require(name)?;
-        let path = self.checkpoint.file_path(tensor.span.file).to_path_buf();
         if tensor.shape != shape {
+            let path = self.checkpoint.file_path(tensor.span.file).to_path_buf();
             let problem = format!("its shape is {:?}, but config.json makes it {shape:?}", tensor.shape);
             return Err(Error::Tensor { path, tensor: name.into(), problem });
         }
-        if !matches!(tensor.dtype, Dtype::Bf16 | Dtype::F16 | Dtype::F32) {
-            return Err(Error::Unsupported { path, what: format!("tensor `{name}` of type {}", tensor.dtype) });
+        match Encoding::of(tensor.dtype) {
+            Some(encoding) => Ok((tensor.clone(), encoding)),
+            None => Err(self.unsupported(tensor, &format!("of type {}", tensor.dtype))),
         }
-        Ok(tensor.clone())
+    }
+
+    fn unsupported(&self, tensor: &Tensor, how: &str) -> Error {
+        let path = self.checkpoint.file_path(tensor.span.file).to_path_buf();
+        Error::Unsupported { path, what: format!("tensor `{}` {how}", tensor.name) }
     }
 }

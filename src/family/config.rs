@@ -168,13 +168,6 @@ impl Config {
         list.map(Some).ok_or_else(|| self.wrong(key, "a list of strings", value))
     }
 
-    /// Refuses checkpoints whose weights are stored in a way that the plain families do not read.
-    pub fn refuse_quantized(&self) -> Result<()> {
-        let Some(how) = self.value("quantization_config") else { return Ok(()) };
-        let method = how.get("quant_method").and_then(Value::as_str).unwrap_or("unnamed");
-        Err(self.unsupported(format!("a checkpoint quantized with `{method}` (quantization_config)")))
-    }
-
     /// The activation function that `hidden_act`, or what the family calls it, names.
     pub fn activation(&self, key: &str) -> Result<Activation> {
         match self.value(key) {

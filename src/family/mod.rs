@@ -19,6 +19,7 @@ mod llama;
 mod mistral;
 mod olmo2;
 mod phi3;
+mod quantization;
 mod qwen1;
 mod qwen2;
 mod qwen3;
@@ -31,6 +32,7 @@ use crate::program::Program;
 
 use builder::Builder;
 use config::Config;
+use quantization::Quantization;
 
 /// A family: the class names it answers to, and how its program is built.
 struct Family {
@@ -98,6 +100,6 @@ pub fn program(checkpoint: &Checkpoint) -> Result<Program> {
         let known: Vec<_> = FAMILIES.iter().flat_map(|family| family.architectures).copied().collect();
         return Err(config.unsupported(format!("the architecture {architecture} (known: {})", known.join(", "))));
     };
-    config.refuse_quantized()?;
-    (family.build)(&config, Builder::new(family.name, checkpoint))
+    let quantization = Quantization::read(&config)?;
+    (family.build)(&config, Builder::new(family.name, checkpoint, quantization))
 }

@@ -1,4 +1,4 @@
-//! Streams and events.
+//! Streams, which are queues of operations, and events, which are points in them.
 
 use std::ffi::{c_int, c_uint};
 
