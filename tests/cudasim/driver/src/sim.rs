@@ -14,7 +14,7 @@ use crate::clock::Clock;
 use crate::code::{self, Code};
 use crate::config::{Config, Fault};
 use crate::history::{Access, Label};
-use crate::memory::Memory;
+use crate::memory::{Memory, is_mapped};
 use crate::random::Random;
 use crate::report::Report;
 
@@ -439,12 +439,14 @@ impl Sim {
             if self.devices[device].broken.is_some() {
                 continue;
             }
+            // What nobody waited for was still to happen. Host memory that was not given back may be gone by now.
+            if self.memory.pinned_regions().all(|region| is_mapped(region.start, region.len)) {
+                let _ = self.drain(device);
+            }
             let leaks = self.leaks(device);
             if !leaks.is_empty() {
                 self.misuse(&format!("left behind: {}", leaks.join(", ")));
             }
-            // What nobody waited for was still to happen.
-            let _ = self.drain(device);
         }
         self.write_report(None);
     }
