@@ -178,7 +178,12 @@ fn configurations() {
     // With `legacy`, which is the default, every text between special tokens gets a space in front.
     let after = |tokenizer: &Tokenizer| tokenizer.encode("<s>Hello", false).unwrap();
     assert_eq!(after(&plain), [&[1], &hello[..]].concat());
+    // Decoding takes off two spaces then, as in transformers 4.40.2.
+    let spaced = plain.encode(" li", false).unwrap();
+    assert_eq!(plain.decode(&spaced, true).unwrap(), "li");
     let modern = llama(json!({"legacy": false}));
+    assert_eq!(modern.encode(" li", false).unwrap(), spaced);
+    assert_eq!(modern.decode(&spaced, true).unwrap(), " li");
     assert_ne!(after(&modern), [&[1], &hello[..]].concat());
     assert_eq!(modern.encode("Hello", false).unwrap(), hello);
     let bare = llama(json!({"legacy": false, "add_prefix_space": false}));

@@ -99,6 +99,7 @@ fn plain(
     let prefix = match (class, config.flag("legacy"), config.flag("add_prefix_space")) {
         ("Llama", Some(false), Some(false)) => Prefix::Never,
         ("Llama", Some(false), _) => Prefix::Once,
+        ("Llama", _, _) => Prefix::Legacy,
         _ => Prefix::Each,
     };
     let mut added = old_added.clone();

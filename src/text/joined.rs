@@ -21,8 +21,10 @@ enum Strip {
     None,
     /// One, by SentencePiece.
     One,
-    /// One, of the first token, by transformers.
-    First,
+    /// One, of the first token, by transformers; and then one by SentencePiece.
+    First {
+        then: bool,
+    },
     /// One of each piece, as long as nothing else has come.
     All,
 }
@@ -32,7 +34,10 @@ impl Joined {
         let (strip, each_byte) = match words {
             Words::SentencePiece { model, .. } if model.removes_spaces() => (Strip::All, true),
             Words::SentencePiece { model, prefix: Prefix::Each } if model.dummy_prefix() => (Strip::One, true),
-            Words::SentencePiece { prefix: Prefix::Once, .. } => (Strip::First, true),
+            Words::SentencePiece { prefix: Prefix::Once, .. } => (Strip::First { then: false }, true),
+            Words::SentencePiece { model, prefix: Prefix::Legacy } => {
+                (Strip::First { then: model.dummy_prefix() }, true)
+            }
             Words::SentencePiece { .. } => (Strip::None, true),
             Words::Library { .. } | Words::Tiktoken(_) => (Strip::None, false),
         };
@@ -48,16 +53,24 @@ impl Joined {
             }
             Said::Text(text) => self.text(text),
             Said::Token(token) => self.text(&token),
-            Said::Marked(piece) => {
-                let stripped = piece.strip_prefix(SPACE).filter(|_| self.strip != Strip::None);
+            Said::Marked(mut piece) => {
+                if let (Strip::First { then }, Some(rest)) = (self.strip, piece.strip_prefix(SPACE)) {
+                    // Transformers looks the rest of the first piece up again; what is no piece is plain text.
+                    if words.id(rest).is_none() {
+                        self.strip = if then && rest.is_empty() { Strip::One } else { Strip::None };
+                        self.tail.extend_from_slice(rest.as_bytes());
+                        return take_utf8(&mut self.tail, self.each_byte);
+                    }
+                    self.strip = if then { Strip::One } else { Strip::None };
+                    piece = rest;
+                }
+                let strip = matches!(self.strip, Strip::One | Strip::All);
+                let stripped = piece.strip_prefix(SPACE).filter(|_| strip);
                 let said = stripped.unwrap_or(piece);
-                // Transformers looks the rest of the first piece up again, and takes what is no piece for plain text.
-                let plain = stripped.is_some() && self.strip == Strip::First && words.id(said).is_none();
                 if !said.is_empty() || (stripped.is_some() && self.strip != Strip::All) {
                     self.strip = Strip::None;
                 }
-                let said = if plain { said.to_owned() } else { said.replace(SPACE, " ") };
-                self.tail.extend_from_slice(said.as_bytes());
+                self.tail.extend_from_slice(said.replace(SPACE, " ").as_bytes());
             }
         }
         take_utf8(&mut self.tail, self.each_byte)

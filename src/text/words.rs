@@ -30,9 +30,11 @@ pub(super) enum Words {
 /// Where a SentencePiece tokenizer puts a space in front.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Prefix {
-    /// Before every text between special tokens, if the model says so: SentencePiece's own way, and that of transformers
-    /// with `legacy`.
+    /// Before every text between special tokens, if the model says so: SentencePiece's own way.
     Each,
+    /// The same, by transformers' Llama with `legacy`, which when decoding takes off one space itself and then lets
+    /// SentencePiece take off another.
+    Legacy,
     /// Before the whole text, and not if it begins with a special token: transformers without `legacy`.
     Once,
     /// Nowhere (`add_prefix_space` is off).
@@ -67,7 +69,7 @@ impl Words {
             Words::Library { hf, .. } => encode_library(hf, added, text, unmask, banned),
             Words::SentencePiece { model, prefix } => {
                 let text = match prefix {
-                    Prefix::Each => Cow::Borrowed(text),
+                    Prefix::Each | Prefix::Legacy => Cow::Borrowed(text),
                     Prefix::Once | Prefix::Never => text.replace(SPACE, " ").into(),
                 };
                 let mut ids = Vec::new();
@@ -85,7 +87,8 @@ impl Words {
                         Part::Text(text) => {
                             let text: String = text.chars().map(unmask).collect();
                             let text = if first { format!("{SPACE}{text}") } else { text };
-                            let dummy = *prefix == Prefix::Each && model.dummy_prefix();
+                            let each = matches!(prefix, Prefix::Each | Prefix::Legacy);
+                            let dummy = each && model.dummy_prefix();
                             ids.extend(model.encode(&text, dummy, banned));
                         }
                     }
