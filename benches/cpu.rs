@@ -3,7 +3,7 @@
 //! multiply-adds per second (half of FLOP/s) for the others.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use layerstream::backend::cpu::{Attention, Columns, Cpu, Float, Isa, Mode, Sequence, Tile};
+use layerstream::backend::cpu::{Activation, Attention, Columns, Cpu, Finish, Float, Isa, Sequence, Tile};
 use std::hint::black_box;
 use std::time::Duration;
 
@@ -52,7 +52,7 @@ fn decode(c: &mut Criterion) {
                 b.iter(|| {
                     let tile = Tile { bytes: tiles.next().unwrap(), float, k };
                     let columns = Columns { data: &mut out, stride: rows, first: 0 };
-                    cpu.matmul(tile, black_box(&x), None, columns, Mode::Store);
+                    cpu.matmul(tile, black_box(&x), columns, Finish::default());
                 })
             });
         }
@@ -82,7 +82,7 @@ fn prefill(c: &mut Criterion) {
                 b.iter(|| {
                     let tile = Tile { bytes: &bytes[..rows * k * 2], float: Float::Bf16, k };
                     let columns = Columns { data: &mut out, stride: rows, first: 0 };
-                    cpu.matmul(tile, black_box(&x), None, columns, Mode::Store);
+                    cpu.matmul(tile, black_box(&x), columns, Finish::default());
                 })
             });
         }
@@ -98,7 +98,19 @@ fn attention(c: &mut Criterion) {
         for n in [1, 4, 128, 512] {
             let width = heads * head_dim;
             let scale = 1.0 / (head_dim as f32).sqrt();
-            let shape = Attention { heads, kv_heads, head_dim, q_stride: width, scale, window: None };
+            let shape = Attention {
+                heads,
+                kv_heads,
+                key_dim: head_dim,
+                value_dim: head_dim,
+                q_stride: width,
+                scale,
+                window: None,
+                chunk: None,
+                soft_cap: None,
+                sinks: None,
+                slopes: None,
+            };
             let (q, mut out) = (numbers(n * width), vec![0.0; n * width]);
             let sequence = Sequence { rows: 0..n, start: context - n, keys: &keys, values: &values };
             // Scores and sums.
@@ -117,7 +129,7 @@ fn silu(c: &mut Criterion) {
         let n = 14336;
         let (mut gate, up) = (numbers(n), numbers(n));
         group.throughput(Throughput::Elements(n as u64));
-        group.bench_function(name(cpu), |b| b.iter(|| cpu.silu_mul(black_box(&mut gate), &up)));
+        group.bench_function(name(cpu), |b| b.iter(|| cpu.glu(Activation::Silu, black_box(&mut gate), &up)));
     }
 }
 

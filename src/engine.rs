@@ -10,7 +10,7 @@ use crate::disk::gather::Gather;
 use crate::disk::{DiskOptions, Source};
 use crate::error::{Error, Result};
 use crate::pass::Segment;
-use crate::plan::{Plan, Tier};
+use crate::plan::Plan;
 use crate::program::{Product, Program, Step};
 use crate::stream::{Conveyor, StreamStats, TileRead};
 
@@ -96,7 +96,7 @@ impl Engine {
         let gather = Gather::open(source)?;
         let program = Arc::new(program);
         let backend = CpuBackend::new(cpu, Arc::clone(&program), &plan, &gather)?;
-        let reads = plan.tiles.iter().map(|tile| TileRead { span: tile.span, resident: tile.tier == Tier::Host });
+        let reads = plan.tiles.iter().map(|tile| TileRead { span: tile.span, tier: tile.tier });
         let conveyor = Conveyor::start(source, reads.collect(), plan.memory.ring, disk)?;
         let taken = conveyor.stats();
         assert!(taken.ring_bytes + taken.resident_bytes <= plan.memory.ring + plan.memory.host, "the plan counts all");
@@ -123,7 +123,7 @@ impl Engine {
     /// Whether what an earlier call left in a KV cache serves a later one that begins with the same tokens: not where
     /// the rotation of a key depends on how long the sequence was to become.
     pub fn reuses_prefixes(&self) -> bool {
-        self.program.rope.dynamic.is_none()
+        !self.program.rotation_depends_on_length()
     }
 
     /// The flag that ends a running pass early.
@@ -206,10 +206,8 @@ impl Engine {
         let mut reads: Vec<_> = ids
             .zip(self.backend.staging().chunks_exact_mut(row))
             .map(|(id, to)| {
-                let mut span = program.embedding.tensor.span;
-                span.offset += *id as u64 * row as u64;
-                span.len = row as u64;
-                (span, to)
+                let id = *id as usize;
+                (program.embedding.span(id..id + 1), to)
             })
             .collect();
         self.gather.read_at(&mut reads)

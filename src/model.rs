@@ -248,7 +248,8 @@ impl Model {
         self.cached[0].clear();
         for (index, tokens) in ids.chunks(rows).enumerate() {
             let (start, length) = (index * rows, ids.len());
-            each(self.engine.forward(&[Segment { sequence: 0, start, tokens, length, logits: Wanted::All }])?)?;
+            let segment = Segment { sequence: 0, start, tokens, length, prompt: length, logits: Wanted::All };
+            each(self.engine.forward(&[segment])?)?;
         }
         Ok(())
     }

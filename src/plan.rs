@@ -32,6 +32,8 @@ pub enum Tier {
     Disk,
     /// Read once, then kept in memory.
     Host,
+    /// Read once, then kept in the memory of a GPU.
+    Device,
 }
 
 /// A run of rows of one matrix.
@@ -154,8 +156,9 @@ impl Split {
         let logit_rows = if request.all_logits { rows } else { request.sequences.min(rows) };
         let of = |bytes: usize| bytes.saturating_mul(size_of::<f32>());
         let selected: usize = program.selected_buffers().iter().map(|buffer| program.buffers[buffer.0]).sum();
-        // A cosine and a sine for each pair that rotates.
-        let per_row = program.buffers.iter().sum::<usize>() - selected + 2 * program.rope.inv_freq.len();
+        // A cosine and a sine for each pair that rotates; a factor for a step that scales rows.
+        let angles: usize = program.ropes.iter().map(|rope| rope.rotary_dim()).sum();
+        let per_row = program.buffers.iter().sum::<usize>() - selected + angles + 1;
         let token_kv: usize = program.kv.iter().map(|shape| shape.token_bytes()).sum();
         let memory = Memory {
             vectors: of(program.vectors.iter().map(|tensor| tensor.shape.iter().product::<usize>()).sum()),
@@ -221,16 +224,10 @@ fn cut(program: &Program, bytes: usize) -> Vec<Tile> {
         let count = matrix.rows.div_ceil(most);
         (0..count).map(move |i| {
             let rows = matrix.rows * i / count..matrix.rows * (i + 1) / count;
-            Tile { matrix: id, span: span(matrix, &rows), rows, tier: Tier::Disk }
+            Tile { matrix: id, span: matrix.span(rows.clone()), rows, tier: Tier::Disk }
         })
     })
     .collect()
-}
-
-fn span(matrix: &Matrix, rows: &Range<usize>) -> Span {
-    let row = matrix.row_bytes() as u64;
-    let whole = matrix.tensor.span;
-    Span { file: whole.file, offset: whole.offset + rows.start as u64 * row, len: rows.len() as u64 * row }
 }
 
 /// Marks tiles to stay, at even distances, until `bytes` are used; returns how many are.
@@ -271,14 +268,14 @@ mod tests {
 
     use super::*;
     use crate::checkpoint::{Dtype, FileId, Tensor};
-    use crate::program::{Buffer, KvShape, Product, Rope};
+    use crate::program::{Buffer, KvShape, Product, Rope, RopeStyle};
 
     const ALIGN: usize = 4096;
 
     fn matrix(offset: u64, rows: usize, cols: usize) -> Matrix {
         let span = Span { file: FileId(0), offset, len: (rows * cols * 2) as u64 };
         let tensor = Tensor { name: format!("at {offset}"), dtype: Dtype::Bf16, shape: vec![rows, cols], span };
-        Matrix { tensor, rows, cols }
+        Matrix { tensor, first_row: 0, rows, cols }
     }
 
     /// A program that multiplies with matrices of these shapes, one after the other.
@@ -290,9 +287,7 @@ mod tests {
             matrix
         };
         let matrices: Vec<_> = shapes.iter().map(place).collect();
-        let product = |i| {
-            Step::MatMul(Product { matrix: MatrixId(i), bias: None, input: Buffer(0), output: Buffer(1), add: false })
-        };
+        let product = |i| Step::MatMul(Product::new(MatrixId(i), Buffer(0), Buffer(1)));
         let mut steps: Vec<_> = (0..shapes.len()).map(product).collect();
         steps.insert(shapes.len() - 1, Step::Select { input: Buffer(1), output: Buffer(2) });
         Program {
@@ -303,8 +298,8 @@ mod tests {
             embedding: matrix(0, 100, 64),
             matrices,
             vectors: Vec::new(),
-            rope: Rope { inv_freq: vec![1.0; 8], attention_factor: 1.0, dynamic: None },
-            kv: vec![KvShape { kv_heads: 2, head_dim: 16 }; 2],
+            ropes: vec![Rope { style: RopeStyle::Half, inv_freq: vec![1.0; 8], attention_factor: 1.0, dynamic: None }],
+            kv: vec![KvShape { heads: 2, key_dim: 16, value_dim: 16 }; 2],
             steps,
             logits: Buffer(1),
         }

@@ -3,7 +3,10 @@
 
 use crate::checkpoint::{Checkpoint, Dtype, Tensor};
 use crate::error::{Error, Result};
-use crate::program::{Buffer, KvShape, Matrix, MatrixId, Product, Program, Rope, Step, VectorId};
+use crate::program::{
+    Activation, Attention, Buffer, KvShape, Matrix, MatrixId, Norm, NormKind, Product, Program, Rope, RopeId, Step,
+    VectorId,
+};
 
 use super::Config;
 
@@ -87,6 +90,10 @@ impl Dense {
     }
 }
 
+fn rms(weight: VectorId, eps: f32) -> Norm {
+    Norm { kind: NormKind::Rms, weight: Some(weight), bias: None, offset: 0.0, eps }
+}
+
 pub struct Builder<'a> {
     checkpoint: &'a Checkpoint,
     family: &'static str,
@@ -136,7 +143,7 @@ impl<'a> Builder<'a> {
             up: self.buffer(dense.intermediate),
         };
         let embedding = self.matrix("model.embed_tokens.weight", dense.vocab, dense.hidden)?;
-        self.steps.push(Step::Embed { output: buffers.residual });
+        self.steps.push(Step::Embed { output: buffers.residual, scale: 1.0 });
         for layer in 0..dense.layers {
             self.attention(&dense, &buffers, layer)?;
             self.mlp(&dense, &buffers, layer)?;
@@ -150,7 +157,7 @@ impl<'a> Builder<'a> {
             matrices: self.matrices,
             embedding,
             vectors: self.vectors,
-            rope: dense.rope,
+            ropes: vec![dense.rope],
             kv: self.kv,
             steps: self.steps,
             logits,
@@ -168,19 +175,16 @@ impl<'a> Builder<'a> {
         for (part, buffer) in [("q", on.q), ("k", on.k)] {
             if dense.qk_norm {
                 let weight = self.vector(&name(&format!("self_attn.{part}_norm.weight")), dense.head_dim)?;
-                self.steps.push(Step::HeadNorm { weight, eps: dense.norm_eps, buffer, head_dim: dense.head_dim });
+                let norm = rms(weight, dense.norm_eps);
+                self.steps.push(Step::HeadNorm { norm, buffer, head_dim: dense.head_dim });
             }
-            self.steps.push(Step::Rope { buffer, head_dim: dense.head_dim });
+            self.steps.push(Step::Rope { buffer, rope: RopeId(0), head_dim: dense.head_dim, start: 0 });
         }
-        self.kv.push(KvShape { kv_heads: dense.kv_heads, head_dim: dense.head_dim });
+        self.kv.push(KvShape { heads: dense.kv_heads, key_dim: dense.head_dim, value_dim: dense.head_dim });
         self.steps.push(Step::Append { layer, keys: on.k, values: on.v });
-        self.steps.push(Step::Attend {
-            layer,
-            queries: on.q,
-            output: on.attended,
-            scale: 1.0 / (dense.head_dim as f32).sqrt(),
-            window: dense.windows[layer],
-        });
+        let plain = Attention::new(1.0 / (dense.head_dim as f32).sqrt());
+        let attention = Attention { window: dense.windows[layer], ..plain };
+        self.steps.push(Step::Attend { layer, queries: on.q, output: on.attended, attention });
         self.residual(&name("self_attn.o_proj"), dense.hidden, q_width, dense.output_bias, on.attended, on.residual)
     }
 
@@ -190,7 +194,7 @@ impl<'a> Builder<'a> {
         self.norm(&name("post_attention_layernorm.weight"), dense, on.residual, on.normed)?;
         self.linear(&name("mlp.gate_proj"), inner, hidden, bias, on.normed, on.gate)?;
         self.linear(&name("mlp.up_proj"), inner, hidden, bias, on.normed, on.up)?;
-        self.steps.push(Step::SwiGlu { gate: on.gate, up: on.up });
+        self.steps.push(Step::Glu { activation: Activation::Silu, gate: on.gate, up: on.up });
         self.residual(&name("mlp.down_proj"), hidden, inner, bias, on.gate, on.residual)
     }
 
@@ -204,7 +208,7 @@ impl<'a> Builder<'a> {
             false => self.matrix("lm_head.weight", dense.vocab, dense.hidden)?,
         };
         let matrix = self.stream(head);
-        self.steps.push(Step::MatMul(Product { matrix, bias: None, input: normed, output: logits, add: false }));
+        self.steps.push(Step::MatMul(Product::new(matrix, normed, logits)));
         Ok(logits)
     }
 
@@ -215,7 +219,7 @@ impl<'a> Builder<'a> {
 
     fn norm(&mut self, name: &str, dense: &Dense, input: Buffer, output: Buffer) -> Result<()> {
         let weight = self.vector(name, dense.hidden)?;
-        self.steps.push(Step::RmsNorm { weight, eps: dense.norm_eps, input, output });
+        self.steps.push(Step::Norm { norm: rms(weight, dense.norm_eps), input, output, add: false });
         Ok(())
     }
 
@@ -241,7 +245,7 @@ impl<'a> Builder<'a> {
         let matrix = self.matrix(&format!("{name}.weight"), rows, cols)?;
         let matrix = self.stream(matrix);
         let bias = bias.then(|| self.vector(&format!("{name}.bias"), rows)).transpose()?;
-        self.steps.push(Step::MatMul(Product { matrix, bias, input, output, add }));
+        self.steps.push(Step::MatMul(Product { bias, add, ..Product::new(matrix, input, output) }));
         Ok(())
     }
 
@@ -252,7 +256,7 @@ impl<'a> Builder<'a> {
 
     fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Matrix> {
         let tensor = self.tensor(name, &[rows, cols])?;
-        Ok(Matrix { tensor, rows, cols })
+        Ok(Matrix { tensor, first_row: 0, rows, cols })
     }
 
     fn vector(&mut self, name: &str, len: usize) -> Result<VectorId> {

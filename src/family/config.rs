@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::checkpoint::read_json;
 use crate::error::{Error, Result};
-use crate::program::{DynamicNtk, Rope, inv_freq};
+use crate::program::{Dynamic, Rope, RopeStyle, inv_freq};
 
 /// The largest value any size in a configuration may have. Larger ones are damage, and would only overflow later.
 const ABSURD: u64 = 1 << 31;
@@ -130,7 +130,8 @@ impl Config {
         if !head_dim.is_multiple_of(2) {
             return Err(self.problem(format!("head size {head_dim} is odd, so it cannot be rotated in pairs")));
         }
-        let plain = Rope { inv_freq: inv_freq(theta, head_dim), attention_factor: 1.0, dynamic: None };
+        let plain =
+            Rope { style: RopeStyle::Half, inv_freq: inv_freq(theta, head_dim), attention_factor: 1.0, dynamic: None };
         let Some(scaling) = scaling else { return Ok(plain) };
         let scaling = Scaling { config: self, keys: scaling };
         match scaling.kind()? {
@@ -140,11 +141,11 @@ impl Config {
                 Ok(Rope { inv_freq: plain.inv_freq.iter().map(|f| (*f as f64 / factor) as f32).collect(), ..plain })
             }
             "dynamic" => {
-                let ntk = DynamicNtk { base: theta, factor: scaling.factor()?, original: max_positions, dim: head_dim };
-                Ok(Rope { dynamic: Some(ntk), ..plain })
+                let (factor, original) = (scaling.factor()?, max_positions);
+                Ok(Rope { dynamic: Some(Dynamic::Ntk { base: theta, factor, original, dim: head_dim }), ..plain })
             }
             "llama3" => scaling.llama3(plain),
-            "yarn" => scaling.yarn(theta, head_dim, max_positions),
+            "yarn" => scaling.yarn(plain, theta, max_positions),
             other => Err(self.unsupported(format!("rope scaling of type `{other}`"))),
         }
     }
@@ -233,7 +234,8 @@ impl Scaling<'_> {
 
     /// YaRN: dimensions that turn less than `beta_slow` times over the original context are interpolated, those that
     /// turn more than `beta_fast` times are kept, with a linear ramp over the dimensions between.
-    fn yarn(&self, theta: f64, dim: usize, max_positions: usize) -> Result<Rope> {
+    fn yarn(&self, plain: Rope, theta: f64, max_positions: usize) -> Result<Rope> {
+        let dim = plain.rotary_dim();
         let original = self.number("original_max_position_embeddings")?.unwrap_or(max_positions as f64);
         let factor = match self.number("factor")? {
             Some(_) => self.factor()?,
@@ -249,12 +251,13 @@ impl Scaling<'_> {
         if low == high {
             high += 0.001;
         }
-        let freqs = inv_freq(theta, dim).into_iter().enumerate().map(|(i, freq)| {
+        let freqs = plain.inv_freq.iter().enumerate().map(|(i, freq)| {
             let interpolate = ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
-            let freq = freq as f64;
+            let freq = *freq as f64;
             (interpolate * freq / factor + (1.0 - interpolate) * freq) as f32
         });
-        Ok(Rope { inv_freq: freqs.collect(), attention_factor: self.yarn_attention(factor)? as f32, dynamic: None })
+        let (inv_freq, attention_factor) = (freqs.collect(), self.yarn_attention(factor)? as f32);
+        Ok(Rope { inv_freq, attention_factor, ..plain })
     }
 
     /// The factor on cosines and sines: given, or from `mscale`, or `0.1 ln(factor) + 1`.
