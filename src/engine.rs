@@ -10,7 +10,7 @@ use crate::disk::gather::Gather;
 use crate::disk::{DiskOptions, Source};
 use crate::error::{Error, Result};
 use crate::pass::Segment;
-use crate::plan::{Plan, Tier};
+use crate::plan::Plan;
 use crate::program::{Product, Program, Step};
 use crate::stream::{Conveyor, StreamStats, TileRead};
 
@@ -96,7 +96,7 @@ impl Engine {
         let gather = Gather::open(source)?;
         let program = Arc::new(program);
         let backend = CpuBackend::new(cpu, Arc::clone(&program), &plan, &gather)?;
-        let reads = plan.tiles.iter().map(|tile| TileRead { span: tile.span, resident: tile.tier == Tier::Host });
+        let reads = plan.tiles.iter().map(|tile| TileRead { span: tile.span, tier: tile.tier });
         let conveyor = Conveyor::start(source, reads.collect(), plan.memory.ring, disk)?;
         let taken = conveyor.stats();
         assert!(taken.ring_bytes + taken.resident_bytes <= plan.memory.ring + plan.memory.host, "the plan counts all");

@@ -32,6 +32,8 @@ pub enum Tier {
     Disk,
     /// Read once, then kept in memory.
     Host,
+    /// Read once, then kept in the memory of a GPU.
+    Device,
 }
 
 /// A run of stored rows of one matrix.

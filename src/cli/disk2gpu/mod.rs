@@ -307,10 +307,9 @@ impl Bench {
                 }
             }
         }
-        let Some((_, _, last)) = places.last() else {
+        if places.is_empty() {
             return Err(Error::Budget(self.warnings.pop().unwrap_or_default()));
-        };
-        self.how = last.clone();
+        }
         self.bar.steps((places.len() * stages.len() * repetitions) as u64);
         let mut samples = vec![vec![vec![Vec::new(); depths.len()]; chunks.len()]; stages.len()];
         for _ in 0..repetitions {
@@ -333,13 +332,21 @@ impl Bench {
             depths: depths.clone(),
             maps: stages.iter().zip(&samples).map(map).collect(),
         };
+        // The fio command that the report names is that of the best place.
+        let best = sweep.maps.first().and_then(Map::best);
+        if let Some((.., how)) =
+            places.into_iter().find(|(row, column, _)| best.is_some_and(|b| (b.0, b.1) == (*row, *column)))
+        {
+            self.how = how;
+        }
         let report = self.report(cli, repetitions, None, Vec::new(), Some(sweep))?;
         let drive = report.devices.first();
         let drive = drive.map(|drive| [drive.name.clone(), drive.fs.clone()].into_iter().flatten().collect::<Vec<_>>());
         let caption = format!(
-            "{}; {} a run, {repetitions} runs; {}; Linux {}; {}",
+            "{}; {}, {}; {}; Linux {}; {}",
             drive.unwrap_or_default().join(", "),
             super::table::data(report.config.bytes),
+            super::table::count(repetitions, "time"),
             self.reader,
             report.host.kernel,
             &report.date[..10]

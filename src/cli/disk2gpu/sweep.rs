@@ -67,6 +67,8 @@ const RIGHT: i32 = 120;
 const TOP: i32 = 70;
 const BOTTOM: i32 = 70;
 const LEGEND: i32 = 16;
+/// plotters writes fonts so much smaller than they are asked for.
+const FONT: f64 = 1.24;
 
 fn draw(sweep: &Sweep, caption: &str) -> String {
     let grid = (CELL.0 * sweep.depths.len() as i32, CELL.1 * sweep.chunks.len() as i32);
@@ -92,7 +94,9 @@ type Drawn<'a> = std::result::Result<(), DrawingAreaErrorKind<<SVGBackend<'a> as
 fn draw_map<'a>(area: &Area<'a>, sweep: &Sweep, map: &Map, caption: &str) -> Drawn<'a> {
     let (low, high) = map.range();
     let grid = (CELL.0 * sweep.depths.len() as i32, CELL.1 * sweep.chunks.len() as i32);
-    let text = |size: i32, colour: RGBColor, h, v| ("sans-serif", size).into_font().color(&colour).pos(Pos::new(h, v));
+    let text = |size: i32, colour: RGBColor, h, v| {
+        ("sans-serif", f64::from(size) * FONT).into_font().color(&colour).pos(Pos::new(h, v))
+    };
     let label = |h, v| text(14, BLACK, h, v);
     let title = format!("{}, GB/s (median)", map.stage.name());
     area.draw(&Text::new(title, (LEFT, 14), text(18, BLACK, HPos::Left, VPos::Top)))?;
@@ -137,7 +141,7 @@ fn draw_legend<'a>(area: &Area<'a>, at: (i32, i32), height: i32, range: (f64, f6
         area.draw(&Rectangle::new(line, shade(share).filled()))?;
     }
     for (value, y, v) in [(range.1, 0, VPos::Top), (range.0, height, VPos::Bottom)] {
-        let style = ("sans-serif", 13).into_font().color(&BLACK).pos(Pos::new(HPos::Left, v));
+        let style = ("sans-serif", 13.0 * FONT).into_font().color(&BLACK).pos(Pos::new(HPos::Left, v));
         area.draw(&Text::new(format!("{value:.2} GB/s"), (at.0 + LEGEND + 6, at.1 + y), style))?;
     }
     Ok(())
