@@ -171,8 +171,12 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn finish(&mut self, _feed: &mut Conveyor) -> Result<&mut [f32]> {
-        Ok(&mut self.buffers[self.program.logits.0][..self.rows * self.program.vocab])
+    fn finish(&mut self, _feed: &mut Conveyor) -> Result<()> {
+        Ok(())
+    }
+
+    fn logits(&mut self) -> &mut [f32] {
+        &mut self.buffers[self.program.logits.0][..self.rows * self.program.vocab]
     }
 
     fn abandon(&mut self, feed: &mut Conveyor) {
