@@ -5,6 +5,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+/// The summaries of bytes that traces have.
+#[path = "../driver/src/fingerprint.rs"]
+pub mod fingerprint;
+
 /// How a process ends that misused the driver. It has said on standard error what it did.
 pub const EXIT_MISUSE: i32 = 86;
 

@@ -9,12 +9,14 @@ mod api;
 mod clock;
 mod code;
 mod config;
+mod fingerprint;
 mod history;
 mod memory;
 mod random;
 mod report;
 mod run;
 mod sim;
+mod trace;
 mod verify;
 
 /// How a process ends that misused the driver.
