@@ -62,6 +62,14 @@ impl Outline {
     pub fn new(path: &Path, options: &Options) -> Result<Outline> {
         let checkpoint = Checkpoint::open(path)?;
         let program = family::program(&checkpoint)?;
+        Outline::with_program(checkpoint, program, options)
+    }
+
+    /// The same for a program that the caller made, or changed, for this checkpoint.
+    ///
+    /// # Errors
+    /// A budget below the program's floor, or files that cannot be read.
+    pub fn with_program(checkpoint: Checkpoint, program: Program, options: &Options) -> Result<Outline> {
         let source = source(&checkpoint, &options.replicas);
         let processor = Processor::choose(options.device, &program)?;
         let request = Request {

@@ -214,11 +214,13 @@ impl Split {
         // A cosine and a sine for each pair that rotates; a factor for a step that scales rows.
         let angles: usize = program.ropes.iter().map(|rope| rope.rotary_dim()).sum();
         let per_row = program.buffers.iter().sum::<usize>() - selected + angles + 1;
+        let turned = program.turned_keys(request.context);
         let token_kv: usize = program.kv.iter().map(|shape| shape.token_bytes()).sum();
         let memory = Memory {
             vectors: of(program.vectors.iter().map(|tensor| tensor.shape.iter().product::<usize>()).sum()),
             kv: token_kv.saturating_mul(request.context).saturating_mul(request.sequences),
-            activations: of(per_row * rows + selected * logit_rows) + program.embedding.row_bytes() * rows,
+            activations: of((per_row * rows + selected * logit_rows).saturating_add(turned))
+                .saturating_add(program.embedding.row_bytes() * rows),
             scratch: request.scratch,
             ring: 0,
             host: 0,

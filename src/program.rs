@@ -55,6 +55,27 @@ impl Program {
         outputs
     }
 
+    /// Float32 values for the keys of one sequence of `context` tokens, and for cosines and sines, where a step turns keys
+    /// that are in the cache.
+    pub fn turned_keys(&self, context: usize) -> usize {
+        let needs = self.steps.iter().filter_map(|step| match step {
+            Step::Attend { layer, attention: Attention { turn_keys: Some(rope), .. }, .. } => {
+                let shape = self.kv[*layer];
+                Some(context.saturating_mul(shape.heads * shape.key_dim + self.ropes[rope.0].rotary_dim()))
+            }
+            _ => None,
+        });
+        needs.max().unwrap_or(0)
+    }
+
+    /// Lengths that a sequence cannot grow beyond without being computed again from its beginning.
+    pub fn restarts(&self) -> impl Iterator<Item = usize> {
+        self.ropes.iter().filter_map(|rope| match rope.dynamic {
+            Some(Dynamic::Long { original, .. }) => Some(original),
+            _ => None,
+        })
+    }
+
     /// Whether a rotation of this program depends on the length of the sequence, so that keys in a cache serve only the
     /// sequence that they were made for.
     pub fn rotation_depends_on_length(&self) -> bool {
@@ -242,12 +263,15 @@ pub struct Attention {
     pub sinks: Option<VectorId>,
     /// For each query head its slope (ALiBi: Press et al., 2021, arXiv:2108.12409).
     pub slopes: Option<Vec<f32>>,
+    /// The cache holds keys that were not rotated: whenever they are looked at, all of them are turned from dimension 0 on,
+    /// each by its position, with the frequencies of that moment (InternLM).
+    pub turn_keys: Option<RopeId>,
 }
 
 impl Attention {
     /// Every token sees all before it.
     pub fn new(scale: f32) -> Attention {
-        Attention { scale, window: None, chunk: None, soft_cap: None, sinks: None, slopes: None }
+        Attention { scale, window: None, chunk: None, soft_cap: None, sinks: None, slopes: None, turn_keys: None }
     }
 }
 

@@ -110,7 +110,8 @@ impl Builder<'_> {
         self.qkv(flow, input)?;
         for (name, heads, buffer) in [(names.q_norm, dense.heads, on.q), (names.k_norm, dense.kv_heads, on.k)] {
             self.qk_norm(flow, name, heads, buffer)?;
-            if let Some(rope) = dense.layer_ropes[layer] {
+            let waits = buffer == on.k && dense.turn_cached_keys;
+            if let Some(rope) = dense.layer_ropes[layer].filter(|_| !waits) {
                 self.step(Step::Rope { buffer, rope: RopeId(rope), head_dim: dense.head_dim, start: 0 });
             }
         }
@@ -124,6 +125,7 @@ impl Builder<'_> {
             window: dense.windows[layer],
             soft_cap: dense.soft_cap,
             slopes: dense.slopes.clone(),
+            turn_keys: dense.layer_ropes[layer].filter(|_| dense.turn_cached_keys).map(RopeId),
             ..Attention::new(dense.scale)
         };
         self.step(Step::Attend { layer: cache, queries: on.q, output: on.attended, attention });

@@ -64,7 +64,7 @@ impl Config {
     pub fn text(&self) -> Result<Config> {
         let Some(inner) = self.section("text_config")? else { return Ok(self.clone()) };
         let mut keys = inner.clone();
-        for key in ["tie_word_embeddings", "quantization_config"] {
+        for key in ["architectures", "tie_word_embeddings", "quantization_config"] {
             if let (false, Some(value)) = (keys.contains_key(key), self.keys.get(key)) {
                 keys.insert(key.into(), value.clone());
             }

@@ -32,6 +32,8 @@ pub struct Dense {
     pub parallel: bool,
     pub activation: Activation,
     pub ropes: Vec<Rope>,
+    /// Keys go to the cache as they are, and all of them are turned whenever they are looked at.
+    pub turn_cached_keys: bool,
     /// Which of `ropes` turns the queries and keys of each layer, if any.
     pub layer_ropes: Vec<Option<usize>>,
     /// The sliding window of each layer.
@@ -173,6 +175,7 @@ impl Dense {
             parallel: false,
             activation: config.activation("hidden_act")?,
             ropes: Vec::new(),
+            turn_cached_keys: false,
             layer_ropes: vec![None; layers],
             windows: vec![None; layers],
             scale: 1.0 / (head_dim as f32).sqrt(),

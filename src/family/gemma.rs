@@ -65,7 +65,7 @@ fn build_gemma2(config: &Config, builder: Builder) -> Result<Program> {
 
 fn build_gemma3(config: &Config, builder: Builder) -> Result<Program> {
     // The published multimodal configurations leave out what is as in the class.
-    let config = config.text()?.or(json!({
+    let config = config.or(json!({
         "vocab_size": 262_208, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
         "num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 131_072,
         "hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 256, "sliding_window": 4096,

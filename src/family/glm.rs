@@ -43,7 +43,8 @@ fn build_glm4(config: &Config, builder: Builder) -> Result<Program> {
 
 fn read(config: &Config) -> Result<Dense> {
     let config = config.or(json!({
-        "hidden_act": "silu", "num_key_value_heads": 2, "head_dim": 128, "max_position_embeddings": 131_072
+        "hidden_act": "silu", "num_key_value_heads": 2, "head_dim": 128, "max_position_embeddings": 131_072,
+        "norm_eps": 1.5625e-7
     }));
     let dense = Dense::without_rope(&config)?;
     let rotation = Rotation::new(dense.head_dim, dense.max_positions);

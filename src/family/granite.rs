@@ -21,7 +21,7 @@ fn build(config: &Config, builder: Builder) -> Result<Program> {
     let config = config.or(json!({"hidden_act": "silu", "max_position_embeddings": 2048}));
     let bias = config.flag("attention_bias", false)?;
     let dense = Dense::read(&config)?;
-    let factor = |key| Ok(config.optional_number(key)?.unwrap_or(1.0));
+    let factor = |key| -> Result<f64> { Ok(config.optional_number(key)?.unwrap_or(1.0)) };
     builder.dense(Dense {
         qkv_bias: bias,
         output_bias: bias,

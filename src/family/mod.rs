@@ -100,6 +100,7 @@ pub fn program(checkpoint: &Checkpoint) -> Result<Program> {
         let known: Vec<_> = FAMILIES.iter().flat_map(|family| family.architectures).copied().collect();
         return Err(config.unsupported(format!("the architecture {architecture} (known: {})", known.join(", "))));
     };
+    let config = config.text()?;
     let quantization = Quantization::read(&config)?;
     (family.build)(&config, Builder::new(family.name, checkpoint, quantization))
 }

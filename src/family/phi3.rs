@@ -23,7 +23,7 @@ const NAMES: Names = Names { qkv: Qkv::Packed("self_attn.qkv_proj"), mlp: Mlp::P
 
 fn build(config: &Config, builder: Builder) -> Result<Program> {
     let config = config.or(json!({
-        "hidden_act": "silu", "max_position_embeddings": 4096, "original_max_position_embeddings": 4096, "norm_eps": 1e-5
+        "hidden_act": "silu", "max_position_embeddings": 4096, "norm_eps": 1e-5
     }));
     for option in ["attention_bias", "mlp_bias", "lm_head_bias"] {
         config.require(option, false)?;

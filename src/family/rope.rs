@@ -49,6 +49,10 @@ impl Rotation<'_> {
         let dim = self.rotary_dim(config, parameters)?;
         let plain = self.plain(config, theta, dim)?;
         match scaling {
+            // What holds the base too need not scale anything.
+            Some(keys) if parameters.is_some() && !keys.contains_key("rope_type") && !keys.contains_key("type") => {
+                Ok(plain)
+            }
             Some(keys) => Scaling { config, keys, theta, max_positions: self.max_positions }.apply(plain),
             None => Ok(plain),
         }
@@ -220,11 +224,13 @@ impl Scaling<'_> {
     /// LongRoPE: each frequency divided by its `short_factor`, or beyond the original length by its `long_factor`;
     /// cosines and sines scaled by `√(1 + ln(stretch) / ln(original))`.
     fn longrope(&self, plain: Rope) -> Result<Rope> {
+        // Published configurations have the original length beside `rope_scaling`, newer ones inside of it.
         let key = "original_max_position_embeddings";
+        let ratio = |original: usize| self.max_positions as f64 / original as f64;
         let (original, stretch) = match (self.config.optional_size(key)?, self.number(key)?) {
-            (Some(original), _) => (original, self.max_positions as f64 / original as f64),
-            (None, Some(original)) => (original as usize, self.max_positions as f64 / original),
-            (None, None) => (self.max_positions, self.number("factor")?.unwrap_or(1.0)),
+            (Some(original), _) => (original, ratio(original)),
+            (None, Some(original)) => (original as usize, self.number("factor")?.unwrap_or(ratio(original as usize))),
+            (None, None) => return Err(self.config.problem(format!("rope scaling of type `longrope` lacks `{key}`"))),
         };
         let attention_factor = match self.number("attention_factor")? {
             Some(given) => given,

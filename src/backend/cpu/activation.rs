@@ -89,8 +89,8 @@ impl Function for Gelu {
     #[inline(always)]
     fn of<V: F32x16>(x: V) -> V {
         let minus = V::zero().sub(x);
-        // Beyond 14 the tail is 0 in float32.
-        let t = V::splat(14.0).min(minus.max(x));
+        // At 15 the tail is 0 in float32.
+        let t = V::splat(15.0).min(minus.max(x));
         V::zero().max(x).sub(t.mul(normal_tail(t)))
     }
 }

@@ -16,6 +16,7 @@ mod matmul;
 mod norm;
 mod panel;
 mod rope;
+mod rotation;
 mod rows;
 mod run;
 mod transposed;

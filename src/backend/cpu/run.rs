@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::rotation::{Rotation, TurnedKeys};
 use super::{Attention, Columns, Cpu, Finish, Heads, Inputs, Mode, Norm, Runs, Scales, Sequence};
 use crate::backend::Backend;
 use crate::checkpoint::Tensor;
@@ -26,6 +27,7 @@ pub(crate) struct CpuBackend {
     kv: KvCache,
     /// In the order of [`Program::ropes`].
     rotations: Vec<Rotation>,
+    turned: TurnedKeys,
     /// A number for each row, where a step scales rows.
     factors: Vec<f32>,
     /// Embedding rows as they lie on disk, before they become float32.
@@ -47,6 +49,7 @@ impl CpuBackend {
             buffers: program.buffers.iter().enumerate().map(|(i, width)| vec![0.0; width * rows(i)]).collect(),
             kv: KvCache::new(&program.kv, plan.context, plan.sequences),
             rotations: program.ropes.iter().map(|rope| Rotation::new(rope.rotary_dim() / 2, plan.rows)).collect(),
+            turned: TurnedKeys::new(program.turned_keys(plan.context)),
             factors: Vec::with_capacity(plan.rows),
             staging: vec![0; program.embedding.row_bytes() * plan.rows],
             rows: 0,
@@ -61,6 +64,7 @@ impl Backend for CpuBackend {
         for (rotation, rope) in self.rotations.iter_mut().zip(&self.program.ropes) {
             rotation.fill(rope, segments);
         }
+        self.turned.forget_angles();
         self.rows = segments.iter().map(|segment| segment.tokens.len()).sum();
         Ok(())
     }
@@ -222,12 +226,22 @@ impl CpuBackend {
             sinks: attention.sinks.map(|sinks| self.vectors[sinks.0].as_slice()),
             slopes: attention.slopes.as_deref(),
         };
+        let [q, out] = pair(&mut self.buffers, queries, output);
+        if let Some(rope) = attention.turn_keys {
+            for (segment, rows) in with_rows(segments) {
+                let (keys, values) = self.kv.get(layer, segment.sequence);
+                let heads = Heads { count: kv_heads, dim: key_dim, stride: key_dim };
+                let keys = self.turned.turn(&mut self.cpu, &program.ropes[rope.0], segment, heads, keys);
+                let sequence = Sequence { rows, start: segment.start, keys, values };
+                self.cpu.attention(q, &[sequence], shape, out);
+            }
+            return;
+        }
         let sequence = |(segment, rows): (&Segment, Range<usize>)| {
             let (keys, values) = self.kv.get(layer, segment.sequence);
             Sequence { rows, start: segment.start, keys, values }
         };
         let sequences: Vec<_> = with_rows(segments).map(sequence).collect();
-        let [q, out] = pair(&mut self.buffers, queries, output);
         self.cpu.attention(q, &sequences, shape, out);
     }
 
@@ -265,39 +279,6 @@ fn mode(add: bool) -> Mode {
 /// Two different buffers, both to be used at once.
 fn pair(buffers: &mut [Vec<f32>], a: Buffer, b: Buffer) -> [&mut Vec<f32>; 2] {
     buffers.get_disjoint_mut([a.0, b.0]).expect("a step reads and writes different buffers")
-}
-
-/// Cosines and sines for the tokens of a pass, each `[rows, pairs]`.
-struct Rotation {
-    pairs: usize,
-    cos: Vec<f32>,
-    sin: Vec<f32>,
-}
-
-impl Rotation {
-    fn new(pairs: usize, rows: usize) -> Rotation {
-        Rotation { pairs, cos: vec![0.0; pairs * rows], sin: vec![0.0; pairs * rows] }
-    }
-
-    /// The angle is a product in float32, as in the reference implementation; its functions are exact.
-    fn fill(&mut self, rope: &program::Rope, segments: &[Segment]) {
-        let mut rows = self.cos.chunks_exact_mut(self.pairs).zip(self.sin.chunks_exact_mut(self.pairs));
-        for segment in segments {
-            let inv_freq = rope.inv_freq(segment.prompt, segment.length);
-            for (position, (cos, sin)) in segment.positions().zip(&mut rows) {
-                for ((cos, sin), freq) in cos.iter_mut().zip(sin).zip(inv_freq.iter()) {
-                    let angle = (position as f32 * freq) as f64;
-                    *cos = angle.cos() as f32 * rope.attention_factor;
-                    *sin = angle.sin() as f32 * rope.attention_factor;
-                }
-            }
-        }
-    }
-
-    fn tables(&self, rows: usize) -> (&[f32], &[f32]) {
-        let len = rows * self.pairs;
-        (&self.cos[..len], &self.sin[..len])
-    }
 }
 
 /// Norms and biases as float32.

@@ -51,7 +51,7 @@ impl Ring {
         if !self.live.iter().take(go).all(|live| live.used) {
             return None;
         }
-        let after = self.live.drain(..go).last().map(|live| live.number);
+        let after = self.live.drain(..go).next_back().map(|live| live.number);
         let number = self.placed;
         self.placed += 1;
         if len > 0 {

@@ -13,13 +13,13 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// A golden case with another configuration beside its weights.
-struct Changed {
+pub struct Changed {
     dir: TempDir,
     config: Value,
 }
 
 impl Changed {
-    fn new(case: &str) -> Changed {
+    pub fn new(case: &str) -> Changed {
         let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models").join(case);
         let dir = tempfile::tempdir().unwrap();
         symlink(golden.join("model.safetensors"), dir.path().join("model.safetensors")).unwrap();
@@ -27,17 +27,17 @@ impl Changed {
         Changed { dir, config }
     }
 
-    fn set(mut self, key: &str, value: Value) -> Self {
+    pub fn set(mut self, key: &str, value: Value) -> Self {
         self.config[key] = value;
         self
     }
 
-    fn remove(mut self, key: &str) -> Self {
+    pub fn remove(mut self, key: &str) -> Self {
         self.config.as_object_mut().unwrap().shift_remove(key);
         self
     }
 
-    fn path(&self) -> PathBuf {
+    pub fn path(&self) -> PathBuf {
         fs::write(self.dir.path().join("config.json"), self.config.to_string()).unwrap();
         self.dir.path().to_path_buf()
     }
