@@ -3,6 +3,7 @@
 
 mod args;
 mod chat;
+mod families;
 mod generate;
 mod inspect;
 mod interrupt;
@@ -52,6 +53,7 @@ fn run(command: Command) -> Result<()> {
         Command::Chat(args) => chat::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Families(args) => families::run(&args),
         Command::Logits(args) => logits::run(&args),
         Command::Tokenize(args) => text::tokenize(&args),
         Command::Detokenize(args) => text::detokenize(&args),
