@@ -94,8 +94,8 @@ fn models_that_cannot_be_opened_are_refused_by_name() {
 
     let config = model.path().join("config.json");
     let whole = fs::read(&config).unwrap();
-    edit_json(&config, |config| config["hidden_act"] = "gelu".into());
-    fails(&mut run(&["hi"]), 1, &["config.json", "hidden_act", "gelu"]);
+    edit_json(&config, |config| config["hidden_act"] = "mish".into());
+    fails(&mut run(&["hi"]), 1, &["config.json", "hidden_act", "mish"]);
     fs::write(&config, "{").unwrap();
     fails(&mut run(&["hi"]), 1, &["config.json", "not valid JSON"]);
     fs::remove_file(&config).unwrap();

@@ -141,6 +141,7 @@ fn what_is_not_implemented_is_refused_by_name() {
         (yi().set("head_dim", json!(512)), "head size of 512"),
         (Changed::new("qwen1_ntk_logn").set("use_cache_quantization", json!(true)), "use_cache_quantization"),
         (Changed::new("chatglm2").set("quantization_bit", json!(4)), "quantization_bit"),
+        (Changed::new("chatglm2").set("position_encoding_2d", json!(true)), "first ChatGLM-6B"),
         (Changed::new("chatglm2").set("pre_seq_len", json!(128)), "pre_seq_len"),
         (Changed::new("chatglm2").set("post_layer_norm", json!(false)), "post_layer_norm"),
         (Changed::new("internlm1").set("rotary", json!({"base": 10000, "type": "xpos"})), "xpos"),
