@@ -41,6 +41,8 @@ pub enum Command {
     Plan(Plan),
     /// Show what a checkpoint holds, and what of it is not supported
     Inspect(Inspect),
+    /// List the families of models that can be run
+    Families(Families),
     /// Write the logits of every position to a file
     Logits(Logits),
     /// Turn the text on standard input into a JSON list of token ids
@@ -165,6 +167,13 @@ pub struct Inspect {
     #[arg(long)]
     pub tensors: bool,
     /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+pub struct Families {
+    /// Print one JSON list
     #[arg(long)]
     pub json: bool,
 }

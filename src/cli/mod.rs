@@ -5,6 +5,7 @@ mod args;
 mod chat;
 #[doc(hidden)]
 pub mod disk2gpu;
+mod families;
 mod generate;
 mod inspect;
 mod interrupt;
@@ -59,6 +60,7 @@ fn run(command: Command) -> Result<()> {
         Command::Chat(args) => chat::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Families(args) => families::run(&args),
         Command::Logits(args) => logits::run(&args),
         Command::Tokenize(args) => text::tokenize(&args),
         Command::Detokenize(args) => text::detokenize(&args),

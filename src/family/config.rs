@@ -15,7 +15,7 @@ const ABSURD: u64 = 1 << 31;
 
 /// Names for the same thing, newest first.
 const ALIASES: &[(&str, &[&str])] = &[
-    ("hidden_size", &["n_embd"]),
+    ("hidden_size", &["n_embd", "n_embed"]),
     ("intermediate_size", &["ffn_hidden_size"]),
     ("num_hidden_layers", &["num_layers", "n_layer"]),
     ("num_attention_heads", &["n_head"]),
@@ -36,7 +36,7 @@ const ALIASES: &[(&str, &[&str])] = &[
     ),
     ("rope_theta", &["rotary_emb_base"]),
     ("partial_rotary_factor", &["rotary_pct"]),
-    ("sliding_window_pattern", &["_sliding_window_pattern", "layer_switch"]),
+    ("sliding_window_pattern", &["_sliding_window_pattern"]),
 ];
 
 /// A parsed `config.json`.

@@ -68,6 +68,9 @@ const FAMILIES: &[Family] = &[
     gpt_neox::FAMILY,
 ];
 
+/// What every family is read from.
+const FORMS: &str = "safetensors, .bin: bf16, f16, f32, fp8";
+
 /// A family that can be run, for people to read.
 #[derive(Clone, Copy, Debug, serde::Serialize)]
 pub struct Supported {
@@ -76,6 +79,8 @@ pub struct Supported {
     pub architectures: &'static [&'static str],
     /// How it differs from Llama.
     pub special: &'static str,
+    /// The forms of checkpoints that it is read from.
+    pub forms: &'static str,
 }
 
 /// All families that can be run.
@@ -84,8 +89,24 @@ pub fn supported() -> impl Iterator<Item = Supported> {
         family: family.name,
         architectures: family.architectures,
         special: family.special,
+        forms: FORMS,
     };
     FAMILIES.iter().map(row)
+}
+
+/// All families that can be run, as a Markdown table with columns of equal width.
+pub fn table() -> String {
+    let head = ["family", "architectures", "what is special", "forms"].map(String::from);
+    let rows = supported()
+        .map(|row| [row.family.into(), row.architectures.join(", "), row.special.into(), row.forms.to_string()]);
+    let mut rows: Vec<[String; 4]> = std::iter::once(head).chain(rows).collect();
+    let widths: [usize; 4] = std::array::from_fn(|i| rows.iter().map(|row| row[i].chars().count()).max().unwrap_or(0));
+    rows.insert(1, widths.map(|width| "-".repeat(width)));
+    let line = |row: &[String; 4]| {
+        let cells: Vec<String> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        format!("| {} |\n", cells.join(" | "))
+    };
+    rows.iter().map(line).collect()
 }
 
 /// Builds the program of the model in `checkpoint`, from the `config.json` beside it.

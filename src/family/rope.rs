@@ -232,6 +232,9 @@ impl Scaling<'_> {
             (None, Some(original)) => (original as usize, self.number("factor")?.unwrap_or(ratio(original as usize))),
             (None, None) => return Err(self.config.problem(format!("rope scaling of type `longrope` lacks `{key}`"))),
         };
+        if original < 2 {
+            return Err(self.config.problem(format!("rope scaling `{key}` is {original}; expected at least 2")));
+        }
         let attention_factor = match self.number("attention_factor")? {
             Some(given) => given,
             None if stretch <= 1.0 => 1.0,
