@@ -4,6 +4,7 @@
 mod args;
 mod chat;
 mod generate;
+mod hub;
 mod inspect;
 mod interrupt;
 mod logits;
@@ -57,6 +58,8 @@ fn run(command: Command) -> Result<()> {
         Command::Detokenize(args) => text::detokenize(&args),
         Command::RenderChat(args) => text::render_chat(&args),
         Command::Synth(args) => synth::run(&args),
+        Command::Pull(args) => hub::pull(&args),
+        Command::List(args) => hub::list(&args),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "layerstream", &mut script);
