@@ -273,13 +273,15 @@ impl Pull<'_> {
         make_parent(&path)?;
         // From the snapshot's own directory it is two up; one more for each directory in the name.
         let up = "../".repeat(2 + remote.name.matches('/').count());
-        if path.is_symlink() {
-            fs::remove_file(&path).map_err(Error::io(&path, "remove"))?;
+        let target = format!("{up}blobs/{}", remote.etag);
+        if fs::read_link(&path).is_ok_and(|link| link == Path::new(&target)) {
+            return Ok(());
         }
-        match symlink(format!("{up}blobs/{}", remote.etag), &path) {
-            Err(e) if e.kind() != ErrorKind::AlreadyExists => Err(Error::io(&path, "link")(e)),
-            _ => Ok(()),
-        }
+        // Whoever looks meanwhile sees the old file or the new one.
+        let mut fresh = path.clone().into_os_string();
+        fresh.push(format!(".{}-{:?}", std::process::id(), thread::current().id()));
+        let _ = fs::remove_file(&fresh);
+        symlink(target, &fresh).and_then(|()| fs::rename(&fresh, &path)).map_err(Error::io(&path, "link"))
     }
 
     fn check_stopped(&self) -> Result<()> {

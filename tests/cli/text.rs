@@ -24,7 +24,9 @@ fn ids_are_those_of_the_reference() {
             let decoded = text(layerstream(["detokenize", "--ids", &ids]).arg(&dir));
             assert_eq!(decoded, case["decoded"].as_str().unwrap(), "{}: {line}", dir.display());
             let plain = text(layerstream(["detokenize", "--skip-special", "--ids", &ids]).arg(&dir));
-            assert_eq!(plain, case["decoded_skip_special"].as_str().unwrap(), "{}: {line}", dir.display());
+            if let Some(skipped) = case["decoded_skip_special"].as_str() {
+                assert_eq!(plain, skipped, "{}: {line}", dir.display());
+            }
         }
     }
 }

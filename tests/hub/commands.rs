@@ -3,6 +3,8 @@
 
 use std::fs;
 use std::path::Path;
+use std::thread;
+use std::time::Duration;
 
 use assert_cmd::Command;
 use predicates::prelude::PredicateBooleanExt;
@@ -83,4 +85,31 @@ fn a_model_by_name_runs() {
         let weights = server.requests("GET", "/cdn/").len();
         assert_eq!(weights, 2, "round {round}");
     }
+}
+
+/// Ctrl-C ends a download at once, and what has come is used by the next one.
+#[test]
+fn an_interrupted_pull_goes_on() {
+    let server = Server::new(&[("config.json", b"{}"), ("model.safetensors*", &weights(500_000))]);
+    server.state().slow = Some(Duration::from_millis(2));
+    let home = tempfile::tempdir().unwrap();
+    let mut pull = std::process::Command::new(assert_cmd::cargo::cargo_bin!("layerstream"));
+    pull.args(["pull", "org/model"]).env("HF_HOME", home.path()).env("HF_ENDPOINT", server.endpoint());
+    let mut running = pull.env_remove("HF_HUB_CACHE").env_remove("HF_HUB_OFFLINE").spawn().unwrap();
+    let blobs = home.path().join("hub/models--org--model/blobs");
+    let begun = || {
+        let sizes =
+            fs::read_dir(&blobs).into_iter().flatten().flatten().filter_map(|entry| Some(entry.metadata().ok()?.len()));
+        sizes.max() > Some(10_000)
+    };
+    while !begun() {
+        assert!(running.try_wait().unwrap().is_none(), "it ended by itself");
+        thread::sleep(Duration::from_millis(5));
+    }
+    let id = rustix::process::Pid::from_child(&running);
+    rustix::process::kill_process(id, rustix::process::Signal::INT).unwrap();
+    assert_eq!(running.wait().unwrap().code(), Some(130));
+    server.state().slow = None;
+    layerstream(home.path(), &server).args(["pull", "org/model"]).assert().success();
+    assert!(server.requests("GET", "/cdn/").pop().unwrap().headers.contains_key("range"));
 }

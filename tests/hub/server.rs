@@ -132,7 +132,9 @@ fn answer(stream: TcpStream, state: &Mutex<State>, port: u16) {
         if stream.write_all(piece).is_err() {
             break;
         }
-        slow.map(thread::sleep);
+        if let Some(pause) = slow {
+            thread::sleep(pause);
+        }
     }
     let _ = stream.shutdown(Shutdown::Write);
 }

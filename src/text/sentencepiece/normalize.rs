@@ -96,7 +96,7 @@ impl Charsmap {
         let damaged = || "its table of characters (precompiled_charsmap) is damaged".to_owned();
         let (len, rest) = bytes.split_first_chunk().ok_or_else(damaged)?;
         let len = u32::from_le_bytes(*len) as usize;
-        if len % 4 != 0 || len > rest.len() {
+        if !len.is_multiple_of(4) || len > rest.len() {
             return Err(damaged());
         }
         let (trie, texts) = rest.split_at(len);
