@@ -31,6 +31,7 @@ mod engine;
 mod error;
 pub mod family;
 mod generate;
+pub mod hub;
 mod kv;
 pub mod memory;
 mod model;

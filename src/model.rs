@@ -13,6 +13,7 @@ use crate::engine::{Engine, Progress, StopFlag};
 use crate::error::{Error, Result};
 use crate::family;
 use crate::generate::{GenerateOptions, Generation};
+use crate::hub::{Hub, HubOptions, Need};
 use crate::memory;
 use crate::pass::{Segment, Wanted};
 use crate::plan::{Plan, Request};
@@ -55,12 +56,14 @@ pub struct Outline {
 }
 
 impl Outline {
-    /// Reads headers and configuration, and divides the budget.
+    /// Reads headers and configuration, and divides the budget. `path` is a path, or the name of a repository of the
+    /// Hugging Face Hub, as for [`Model::open`].
     ///
     /// # Errors
     /// As [`Model::open`].
     pub fn new(path: &Path, options: &Options) -> Result<Outline> {
-        let checkpoint = Checkpoint::open(path)?;
+        let path = Hub::new(HubOptions::from_env()).open(path, Need::Model)?;
+        let checkpoint = Checkpoint::open(&path)?;
         let program = family::program(&checkpoint)?;
         Outline::with_program(checkpoint, program, options)
     }
@@ -152,7 +155,8 @@ pub struct Model {
 }
 
 impl Model {
-    /// Opens the model in a directory with a Hugging Face checkpoint.
+    /// Opens the model in a directory with a Hugging Face checkpoint, or in a repository of the Hub (`org/name` or
+    /// `org/name@revision`), which is taken from the Hub's cache or downloaded into it. What exists as a path is a path.
     ///
     /// # Errors
     /// Files that are missing or damaged, architectures and options that are not implemented, a budget below the

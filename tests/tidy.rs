@@ -24,6 +24,7 @@ mod words;
 /// ARCHITECTURE.md says the same, which is checked.
 const ORDER: [&str; 21] = [
     "error",
+    "hub",
     "checkpoint",
     "encoding",
     "text",

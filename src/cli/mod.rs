@@ -7,6 +7,7 @@ mod chat;
 pub mod disk2gpu;
 mod families;
 mod generate;
+mod hub;
 mod inspect;
 mod interrupt;
 mod logits;
@@ -66,6 +67,8 @@ fn run(command: Command) -> Result<()> {
         Command::Detokenize(args) => text::detokenize(&args),
         Command::RenderChat(args) => text::render_chat(&args),
         Command::Synth(args) => synth::run(&args),
+        Command::Pull(args) => hub::pull(&args),
+        Command::List(args) => hub::list(&args),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "layerstream", &mut script);

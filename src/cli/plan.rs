@@ -8,11 +8,13 @@ use serde::Serialize;
 use crate::backend::cpu::{Columns, Cpu, Finish, Scales, Tile};
 use crate::disk::measure;
 use crate::error::Result;
+use crate::hub::Need;
 use crate::model::Outline;
 use crate::plan::{Plan, Tier};
 use crate::program::{self, Program};
 
 use super::args;
+use super::hub;
 use super::output;
 use super::table::{Table, count, data, memory, rate, seconds};
 
@@ -21,7 +23,7 @@ const LOOK: Duration = Duration::from_millis(500);
 
 pub fn run(args: &args::Plan) -> Result<()> {
     let options = args.resources.options(None, args.sequences);
-    let outline = Outline::new(&args.model.path, &options)?;
+    let outline = Outline::new(&hub::local(&args.model, Need::Model)?, &options)?;
     let (plan, program) = (outline.plan(), outline.program());
     let disk = measure(outline.source(), &options.disk, LOOK)?;
     let multiply = multiply_speed(program, options.threads)?;
