@@ -1,6 +1,9 @@
 //! `disk2gpu` as its users meet it, on small files: what it prints, the JSON that docs/disk2gpu.md describes, what it leaves
 //! behind (nothing), what it refuses. Nothing here depends on how fast anything is.
 
+#[cfg(feature = "cuda")]
+#[path = "disk2gpu/gpu.rs"]
+mod gpu;
 #[path = "disk2gpu/json.rs"]
 mod json;
 #[path = "disk2gpu/leaves.rs"]
@@ -77,4 +80,28 @@ fn fails(command: &mut Command, code: i32, words: &[&str]) -> Output {
 
 fn entries(dir: &Path) -> usize {
     fs::read_dir(dir).unwrap().count()
+}
+
+/// `benches/peers/` is run by people, on machines with what it compares; here it is only made to say what it would do.
+#[test]
+fn the_comparison_with_other_loaders_is_well_formed() {
+    let python = |args: &[&str]| {
+        let mut command = Command::new("python3");
+        command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peers/peers.py")).args(args);
+        // Nothing is left beside the sources.
+        command.env("PYTHONDONTWRITEBYTECODE", "1");
+        command
+    };
+    let help = text(&mut python(&["--help"]));
+    assert!(help.contains("--install") && help.contains("instanttensor"), "{help}");
+    let plan =
+        text(&mut python(&["--dry-run", "--only", "safetensors-numpy", "--memory", "64MiB", "--prefix", "nice -n 1"]));
+    let lines: Vec<&str> = plan.lines().collect();
+    assert_eq!(lines.len(), 4, "{plan}");
+    assert!(lines.iter().all(|line| line.starts_with("nice -n 1 ")));
+    assert!(lines[0].contains("disk2gpu") && lines[2].contains("--ring 67108864"), "{plan}");
+    assert!(lines[1].contains("loaders.py safetensors-numpy ") && lines[1].ends_with(" cpu 0"), "{plan}");
+    let output = python(&["--only", "nothing"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("there is no loader nothing"));
 }

@@ -218,6 +218,14 @@ impl Gpu {
         result::mem_get_info().context(|| "asking for free GPU memory".into())
     }
 
+    /// Its address on the PCI bus as `/sys/bus/pci/devices` writes it, such as `0000:c1:00.0`.
+    pub fn pci_address(&self) -> Result<String> {
+        let domain = self.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID)?;
+        let bus = self.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_PCI_BUS_ID)?;
+        let device = self.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_PCI_DEVICE_ID)?;
+        Ok(format!("{domain:04x}:{bus:02x}:{device:02x}.0"))
+    }
+
     /// The CUDA version that the driver has, such as (13, 0).
     pub fn driver_version(&self) -> Result<(u32, u32)> {
         driver_version()

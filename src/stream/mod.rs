@@ -8,6 +8,8 @@
 mod conveyor;
 mod ring;
 mod schedule;
+#[cfg(all(feature = "cuda", feature = "cli"))]
+pub(crate) mod upload;
 mod worker;
 
 #[cfg(test)]

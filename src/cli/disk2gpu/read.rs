@@ -6,12 +6,12 @@ use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use crate::disk::memory::{Mapping, Region};
-use crate::disk::{DiskOptions, Drive, Geometry, Read, Reader, open_drives};
+use crate::disk::{DiskOptions, Drive, Geometry, Read, Reader, ReaderKind, open_drives};
 use crate::engine::StopFlag;
 use crate::error::{Error, Result};
 use crate::stream::{Conveyor, Verdict, judge};
 
-use super::sample::{Facts, Log, Sample, Timed, Watch};
+use super::sample::{Facts, Gate, Log, Sample, Timed, Watch};
 use super::work::{Piece, Work, tiles};
 
 /// How to read: shared by the stages.
@@ -59,7 +59,7 @@ pub fn raw(work: &Work, how: &How, stop: &StopFlag) -> Result<Sample> {
                     let reader = drive.reader(depth, Some(mapping));
                     ready.wait();
                     let reader = reader.map_err(Error::io(drive.files.path(0), "set up reading"))?;
-                    let done = shared.read(drive, Timed::new(reader, log), mine);
+                    let done = shared.read(drive, Timed::new(reader, log, true), mine);
                     shared.failed.fetch_or(done.is_err(), Ordering::Relaxed);
                     done
                 }));
@@ -175,25 +175,58 @@ impl Shared<'_> {
     }
 }
 
-/// A conveyor over the pieces, whose readers are timed, and how long it took to start it.
-pub fn conveyor(work: &Work, how: &How, pieces: &[Piece]) -> Result<(Conveyor, Log, Duration)> {
-    let start = Instant::now();
-    let log = Log::default();
-    let noted = log.clone();
-    let wrap = move |reader: Box<dyn Reader>| Box::new(Timed::new(reader, noted.clone())) as Box<dyn Reader>;
-    let conveyor = Conveyor::start_wrapped(&work.source, &tiles(pieces), how.ring, &how.disk, Arc::new(wrap))?;
-    Ok((conveyor, log, start.elapsed()))
+/// A conveyor over the pieces that has not begun to read.
+pub struct Belt {
+    /// Before the conveyor, whose end waits for threads that may wait here.
+    gate: Gate,
+    pub conveyor: Conveyor,
+    /// Of when chunks were asked for, and, unless the consumer says when they are done, of how long they took.
+    pub log: Log,
+}
+
+impl Belt {
+    /// Everything up to the first read.
+    pub fn new(work: &Work, how: &How, pieces: &[Piece], until_landed: bool) -> Result<Belt> {
+        let (gate, log) = (Gate::default(), Log::default());
+        let (enter, noted) = (gate.entrance(), log.clone());
+        let wrap = move |reader: Box<dyn Reader>| {
+            enter();
+            Box::new(Timed::new(reader, noted.clone(), until_landed)) as Box<dyn Reader>
+        };
+        let conveyor = Conveyor::start_wrapped(&work.source, &tiles(pieces), how.ring, &how.disk, Arc::new(wrap))?;
+        Ok(Belt { gate, conveyor, log })
+    }
+
+    /// Begins to read, once all threads are ready to.
+    pub fn start(&mut self, how: &How, stop: &StopFlag) -> Result<Watch> {
+        let drives = self.conveyor.stats().drives;
+        let threads = threads_of(drives.iter().map(|drive| drive.reader), how);
+        while self.gate.arrived() < threads {
+            super::check(stop)?;
+            // Whoever does not arrive has left an error; there are no tiles yet.
+            drop(self.conveyor.next_within(Duration::from_millis(1))?);
+        }
+        let watch = Watch::start();
+        self.gate.open();
+        Ok(watch)
+    }
+}
+
+fn threads_of(readers: impl Iterator<Item = ReaderKind>, how: &How) -> usize {
+    readers.map(|kind| kind.threads(how.depth, how.disk.threads).0).sum()
 }
 
 /// Takes all pieces in order from the conveyor, and gives each back at once.
 pub fn in_order(work: &Work, how: &How, stop: &StopFlag) -> Result<Sample> {
+    let start = Instant::now();
     let pieces = work.pieces(how.chunk);
-    let (mut conveyor, log, init) = conveyor(work, how, &pieces)?;
-    let watch = Watch::start();
+    let mut belt = Belt::new(work, how, &pieces, true)?;
+    let init = start.elapsed();
+    let watch = belt.start(how, stop)?;
     let mut sums = Vec::new();
     for _ in &pieces {
         super::check(stop)?;
-        let tile = conveyor.next()?;
+        let tile = belt.conveyor.next()?;
         if how.sums {
             sums.push(crc32fast::hash(&tile));
         }
@@ -207,19 +240,18 @@ pub fn in_order(work: &Work, how: &How, stop: &StopFlag) -> Result<Sample> {
         sums: how.sums.then_some(sums),
         ..Sample::default()
     };
-    Ok(of_conveyor(sample, &conveyor, how, &log))
+    Ok(of_belt(sample, &belt, how))
 }
 
-/// Adds what the conveyor says about its part.
-pub fn of_conveyor(sample: Sample, conveyor: &Conveyor, how: &How, log: &Log) -> Sample {
-    let stats = conveyor.stats();
+/// Adds what the conveyor knows.
+pub fn of_belt(sample: Sample, belt: &Belt, how: &How) -> Sample {
+    let stats = belt.conveyor.stats();
     let readers: Vec<_> = stats.drives.iter().map(|drive| drive.reader).collect();
-    let each = readers.iter().map(|kind| kind.threads(how.depth, how.disk.threads).0);
-    let threads: usize = each.sum();
+    let threads = threads_of(readers.iter().copied(), how);
     Sample {
         waited_for_disk: Some(stats.consumer_wait.as_secs_f64()),
         waited_for_copy: Some(stats.reader_wait.as_secs_f64() / threads.max(1) as f64),
-        latencies: log.take(),
+        latencies: belt.log.take(),
         facts: Facts {
             threads,
             in_flight: how.depth * readers.len(),

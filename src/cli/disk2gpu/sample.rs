@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -26,6 +26,8 @@ pub struct Sample {
     pub waited_for_disk: Option<f64>,
     /// Seconds that nothing was being read because the ring was full: a mean over threads.
     pub waited_for_copy: Option<f64>,
+    /// Of copies alone: whether what arrived was what was sent, if that was asked for.
+    pub intact: Option<bool>,
     /// CRC-32 of each piece, if it was asked for.
     pub sums: Option<Vec<u32>>,
     pub facts: Facts,
@@ -97,27 +99,45 @@ impl Watch {
     }
 }
 
-/// How long each read took, in seconds, shared by the readers of a run.
+/// When chunks were asked for and how long they took, shared by the readers of a run.
 #[derive(Clone, Default)]
-pub struct Log(Arc<Mutex<Vec<f64>>>);
+pub struct Log(Arc<Mutex<Times>>);
+
+#[derive(Default)]
+struct Times {
+    /// By file and offset.
+    asked: HashMap<(usize, u64), Instant>,
+    /// In seconds.
+    took: Vec<f64>,
+}
 
 impl Log {
+    fn lock(&self) -> MutexGuard<'_, Times> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that a chunk is there, if it was asked for.
+    pub fn done(&self, file: usize, offset: u64) {
+        let mut times = self.lock();
+        let took = times.asked.remove(&(file, offset)).map(|since| since.elapsed().as_secs_f64());
+        times.took.extend(took);
+    }
+
     pub fn take(&self) -> Vec<f64> {
-        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut self.lock().took)
     }
 }
 
-/// A reader that notes how long each of its reads takes, from when it is asked for until it has landed.
+/// A reader that notes when its reads are asked for, and, unless someone else does, when they have landed.
 pub struct Timed {
     inner: Box<dyn Reader>,
-    /// When reads that are in flight were asked for, by file and offset.
-    asked: HashMap<(usize, u64), Instant>,
     log: Log,
+    until_landed: bool,
 }
 
 impl Timed {
-    pub fn new(inner: Box<dyn Reader>, log: Log) -> Timed {
-        Timed { inner, asked: HashMap::new(), log }
+    pub fn new(inner: Box<dyn Reader>, log: Log, until_landed: bool) -> Timed {
+        Timed { inner, log, until_landed }
     }
 }
 
@@ -128,22 +148,54 @@ impl Reader for Timed {
 
     fn submit(&mut self, read: Read) {
         // The rest of a read that came back short belongs to it.
-        self.asked.entry((read.file, read.offset)).or_insert_with(Instant::now);
+        self.log.lock().asked.entry((read.file, read.offset)).or_insert_with(Instant::now);
         self.inner.submit(read);
     }
 
     fn wait(&mut self, landed: &mut Vec<Landed>) -> io::Result<()> {
         let first = landed.len();
         self.inner.wait(landed)?;
-        let now = Instant::now();
-        let mut log = self.log.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for Landed { read, .. } in &landed[first..] {
-            log.extend(self.asked.remove(&(read.file, read.offset)).map(|since| (now - since).as_secs_f64()));
+        if self.until_landed {
+            landed[first..].iter().for_each(|Landed { read, .. }| self.log.done(read.file, read.offset));
         }
         Ok(())
     }
 
     fn registered(&self) -> bool {
         self.inner.registered()
+    }
+}
+
+/// Holds threads back until everything is ready for them. Opens by itself when it is dropped.
+#[derive(Default)]
+pub struct Gate(Arc<(Mutex<(usize, bool)>, Condvar)>);
+
+impl Gate {
+    /// What threads wait at; it may outlive the gate.
+    pub fn entrance(&self) -> impl Fn() + Send + Sync + 'static {
+        let shared = Arc::clone(&self.0);
+        move || {
+            let mut state = shared.0.lock().unwrap_or_else(PoisonError::into_inner);
+            state.0 += 1;
+            while !state.1 {
+                state = shared.1.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+    }
+
+    /// How many threads have arrived.
+    pub fn arrived(&self) -> usize {
+        self.0.0.lock().unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    pub fn open(&self) {
+        self.0.0.lock().unwrap_or_else(PoisonError::into_inner).1 = true;
+        self.0.1.notify_all();
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        self.open();
     }
 }

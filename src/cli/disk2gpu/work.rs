@@ -9,6 +9,7 @@ use crate::checkpoint::{Checkpoint, FileId, Span};
 use crate::disk::{Geometry, Source};
 use crate::engine::StopFlag;
 use crate::error::{Error, Result};
+use crate::plan::Tier;
 use crate::stream::TileRead;
 
 use super::args::Cli;
@@ -149,7 +150,7 @@ impl Work {
 /// The same pieces for the conveyor.
 pub fn tiles(pieces: &[Piece]) -> Vec<TileRead> {
     let span = |p: &Piece| Span { file: FileId(p.file as u32), offset: p.offset, len: p.bytes as u64 };
-    pieces.iter().map(|piece| TileRead { span: span(piece), resident: false }).collect()
+    pieces.iter().map(|piece| TileRead { span: span(piece), tier: Tier::Disk }).collect()
 }
 
 fn enough(bytes: u64, what: &str) -> Result<()> {
