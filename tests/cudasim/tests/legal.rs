@@ -4,6 +4,10 @@ use common::driver as cu;
 use common::pipeline::{self, Forgets};
 use common::{Program, passes, run_if_asked};
 
+use layerstream_cudasim::fingerprint::fingerprint;
+use layerstream_kernels::launch::gemm;
+use layerstream_kernels::params::{GemmParams, Weights};
+
 mod common;
 
 const PROGRAMS: &[Program] = &[
@@ -24,7 +28,83 @@ const PROGRAMS: &[Program] = &[
     ("again", again),
     ("cards", cards),
     ("round trip", round_trip),
+    ("long pass", long_pass),
+    ("products", products),
 ];
+
+const ROWS: usize = 20;
+const K: usize = 1024;
+
+/// The bytes of a tile of float32 weights.
+fn weights(tile: usize) -> Vec<u8> {
+    (0..ROWS * K * 4).map(|i| (i / 4096 * 5 + tile * 3) as u8 & 63).collect()
+}
+
+/// Two tiles of one matrix, each multiplied with a row of activations.
+fn products() {
+    cu::open(0).unwrap();
+    let stream = cu::stream().unwrap();
+    let module = cu::load(&layerstream_cudasim::FATBIN).unwrap();
+    let (place, x, out) = (cu::alloc(ROWS * K * 4).unwrap(), cu::alloc(K * 4).unwrap(), cu::alloc(ROWS * 8).unwrap());
+    cu::upload(x, &vec![0; K * 4]).unwrap();
+    for tile in 0..2 {
+        cu::upload(place, &weights(tile)).unwrap();
+        cu::synchronize(cu::DEFAULT).unwrap();
+        let w = Weights { data: place as *const _, first_row: (tile * ROWS) as i32, ..Weights::default() };
+        let (m, n, k) = (1, ROWS as i32, K as i32);
+        let (x, out) = (x as *const _, out as *mut f32);
+        let params = GemmParams { w, x, out, x_stride: K as i64, out_stride: 64, m, n, k, ..GemmParams::default() };
+        let launch = gemm::decode(gemm::Encoding::F32, &params);
+        let function = cu::function(module, launch.kernel).unwrap();
+        cu::launch(function, &launch, &params, stream).unwrap();
+        cu::synchronize(stream).unwrap();
+    }
+    assert!(cu::download(out, ROWS * 8).unwrap().iter().all(|&byte| byte == 0));
+    [place, x, out].into_iter().for_each(|memory| cu::free(memory).unwrap());
+    cu::unload(module).unwrap();
+    cu::destroy_stream(stream).unwrap();
+}
+
+/// Tiles of many sizes through a ring on a card that is much larger than what is used of it.
+fn long_pass() {
+    const RING: u64 = 32 << 20;
+    cu::open(0).unwrap();
+    let (copy, compute) = (cu::stream().unwrap(), cu::stream().unwrap());
+    let module = cu::load(&layerstream_cudasim::FATBIN).unwrap();
+    let function = cu::function(module, "peak_read").unwrap();
+    let untouched = cu::alloc(3 << 30).unwrap();
+    let (host, ring, out) =
+        (cu::host(2 << 20).unwrap(), cu::alloc(RING as usize).unwrap(), cu::alloc(1 << 10).unwrap());
+    let (arrived, released) = (cu::event().unwrap(), cu::event().unwrap());
+    let mut at = 0;
+    for tile in 0..3000u64 {
+        let len = (1 << 20) + tile * 7919 % 4096 * 16;
+        at = if at + len > RING { 0 } else { at };
+        // Every fourth tile waits for all before it: more than a ring's worth is never under way.
+        if tile % 4 == 0 {
+            cu::record(released, compute).unwrap();
+            cu::wait(copy, released).unwrap();
+            cu::synchronize_event(released).unwrap();
+        }
+        cu::upload_async(ring + at, &host[..len as usize], copy).unwrap();
+        cu::record(arrived, copy).unwrap();
+        cu::wait(compute, arrived).unwrap();
+        let (mut launch, params) = pipeline::copying(ring + at, out, len as usize);
+        launch.kernel = "peak_read";
+        cu::launch(function, &launch, &params, compute).unwrap();
+        at += len;
+    }
+    cu::synchronize_all().unwrap();
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let kib: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
+    assert!(kib < 160 << 10, "{kib} KiB for a ring of 32 MiB");
+    [untouched, ring, out].into_iter().for_each(|memory| cu::free(memory).unwrap());
+    cu::free_host(host).unwrap();
+    [arrived, released].into_iter().for_each(|event| cu::destroy_event(event).unwrap());
+    cu::unload(module).unwrap();
+    [copy, compute].into_iter().for_each(|stream| cu::destroy_stream(stream).unwrap());
+}
 
 /// Nothing runs before somebody waits, as far as the host can see.
 fn late_copies() {
@@ -202,5 +282,22 @@ fn without_arithmetic_order_is_still_checked_and_copies_still_copy() {
     assert_eq!(report.matches(&tiles).count(), 2, "{report}");
     for line in ["\"misuse\": null", "\"peak_copy\": 12", "\"peak_vram\": 3145728", "\"peak_pinned\": 122880"] {
         assert!(report.contains(line), "{line}\n{report}");
+    }
+}
+
+#[test]
+fn a_large_card_takes_the_memory_that_is_used_of_it() {
+    passes("long pass", &[("ARITHMETIC", "0"), ("SEED", "2")]);
+}
+
+#[test]
+fn a_trace_has_every_tile_in_order_with_its_bytes() {
+    let expected: String = (0..2)
+        .map(|tile| format!("gemm_f32_m8 {} 20 1024 81920 {:016x}\n", tile * ROWS, fingerprint(&weights(tile))))
+        .collect();
+    for arithmetic in ["0", "1"] {
+        let trace = tempfile::NamedTempFile::new().unwrap();
+        passes("products", &[("ARITHMETIC", arithmetic), ("TRACE", trace.path().to_str().unwrap())]);
+        assert_eq!(std::fs::read_to_string(trace.path()).unwrap(), expected);
     }
 }

@@ -2,7 +2,7 @@
 
 use layerstream_kernels::params::{GemmParams, PrefillParams, Weights};
 
-use super::{Rows, Touch, size};
+use super::{Rows, Tile, Touch, size};
 
 /// The encoding in a kernel's name: `gemm_bf16_m8`, `gemm_prefill_nf4_simt`.
 fn encoding(kernel: &str) -> &str {
@@ -24,6 +24,8 @@ fn weights(encoding: &str, w: &Weights, n: i32, k: i32, t: &mut Touch) {
         _ => n * k,
     };
     t.read("w.data", w.data, Rows::one(bytes));
+    let (first_row, rows) = (w.first_row, n as i32);
+    t.tile = Some(Tile { start: w.data as u64, bytes: bytes as u64, first_row, rows, k: k as i32 });
     let mut scales = |from: i64, to: i64, bytes: i64| {
         t.touch("w.scale", (w.scale as u64).wrapping_add_signed(from * bytes), Rows::one((to - from) * bytes), false);
     };

@@ -3,9 +3,10 @@
 use layerstream_kernels::host::Kernel;
 use layerstream_kernels::launch::Launch;
 
-use crate::access::{self, Range};
+use crate::access::{self, Range, Touched};
 use crate::code::{self, Code};
 use crate::config::Fault;
+use crate::fingerprint::{fingerprint, fingerprint_at};
 use crate::history::Conflict;
 use crate::memory::{POISON, ranges_overlap};
 use crate::sim::{Op, Place, Sim, Work};
@@ -15,25 +16,6 @@ use crate::verify;
 const TO_DEVICE: usize = 0;
 const TO_HOST: usize = 1;
 const WITHIN: usize = 2;
-
-/// A summary of host bytes that is much faster to make than a copy: a few of each page, and the last ones.
-///
-/// # Safety
-/// The bytes can be read. Somebody may be writing them, which is what this finds.
-pub unsafe fn fingerprint(address: u64, len: u64) -> u64 {
-    let mut hash = 0xcbf2_9ce4_8422_2325u64;
-    // SAFETY: the caller's promise; callers stay within `len`.
-    let word = |at: u64| unsafe { ((address + at) as *const u64).read_unaligned() };
-    let mut add = |word: u64| hash = (hash ^ word).wrapping_mul(0x0100_0000_01b3).rotate_left(29);
-    if len < 8 {
-        // SAFETY: as above.
-        (0..len).for_each(|at| add(unsafe { *((address + at) as *const u8) }.into()));
-    } else {
-        (0..len - 7).step_by(4096).for_each(|at| add(word(at)));
-        add(word(len - 8));
-    }
-    hash
-}
 
 /// How two operations go together, for a message.
 fn describe(conflict: &Conflict, me: &str, write: bool) -> String {
@@ -169,8 +151,8 @@ impl Sim {
         self.check_place(op, from, len, false);
         self.check_place(op, to, len, true);
         let (target, source) = (to.address(), from.address());
-        // SAFETY: a live page-locked range, or one that the caller of a waiting call vouches for.
-        if print.is_some_and(|before| before != unsafe { fingerprint(source, len) }) {
+        // SAFETY: a live page-locked range.
+        if print.is_some_and(|before| before != unsafe { fingerprint_at(source, len) }) {
             self.misuse(&format!("the host changed bytes that {} was still to read", op.access.label));
         }
         // SAFETY: both ranges were found to be alive, or belong to the caller of a waiting call; they may overlap.
@@ -205,12 +187,17 @@ impl Sim {
 
     /// Runs a kernel. Returns how long it took, in nanoseconds of the simulated card.
     fn launch(&mut self, op: &Op, kernel: &'static Kernel, launch: &Launch, params: &[u8]) -> u64 {
-        let ranges = match access::ranges(launch, params, &mut self.memory) {
-            Ok(ranges) => ranges,
+        let Touched { ranges, tile } = match access::ranges(launch, params, &mut self.memory) {
+            Ok(touched) => touched,
             Err(problem) => self.misuse(&format!("{}: {problem}", op.access.label)),
         };
         self.check_device(op, &ranges);
         self.report.launched(launch.kernel);
+        if let (Some(tile), Some(trace)) = (tile, &self.trace) {
+            // SAFETY: in a live allocation, as was just checked.
+            let bytes = unsafe { std::slice::from_raw_parts(tile.start as *const u8, tile.bytes as usize) };
+            trace.product(launch.kernel, &tile, fingerprint(bytes));
+        }
         let bytes: u64 = ranges.iter().map(|range| range.end - range.start).sum();
         if self.config.arithmetic || access::makes_ids(launch.kernel) {
             let run = || {

@@ -227,11 +227,11 @@ pub unsafe extern "C" fn cuDevicePrimaryCtxRetain(context: *mut *mut c_void, num
 
 fn release(sim: &mut Sim, device: usize) -> Result<()> {
     if sim.devices[device].broken.is_none() {
+        sim.drain(device)?;
         let leaks = sim.leaks(device);
         if !leaks.is_empty() {
             sim.misuse(&format!("the context is destroyed with what was made in it: {}", leaks.join(", ")));
         }
-        sim.drain(device)?;
     }
     Ok(())
 }

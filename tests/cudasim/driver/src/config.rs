@@ -13,6 +13,7 @@
 //! | `VERIFY` | `1`: each launch is held to the table of what its kernel reads and writes (slow) | 0 |
 //! | `FAIL` | faults, separated by commas: see [`Fault`] | none |
 //! | `REPORT` | a file for the report, written at exit | none |
+//! | `TRACE` | a file that gets a line for each matrix product, in order: see `trace.rs` | none |
 
 use std::path::PathBuf;
 
@@ -51,6 +52,7 @@ pub struct Config {
     pub verify: bool,
     pub faults: Vec<Fault>,
     pub report: Option<PathBuf>,
+    pub trace: Option<PathBuf>,
 }
 
 impl Config {
@@ -84,6 +86,7 @@ impl Config {
             verify: switch("VERIFY", false)?,
             faults: faults.map(fault).collect::<Result<_, _>>()?,
             report: variable("REPORT").map(PathBuf::from),
+            trace: variable("TRACE").map(PathBuf::from),
         })
     }
 }

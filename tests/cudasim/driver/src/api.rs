@@ -20,8 +20,8 @@ mod stream;
 type Result<T> = std::result::Result<T, Code>;
 
 static SIM: LazyLock<Mutex<Sim>> =
-    LazyLock::new(|| match Config::read(|name| std::env::var(format!("{PREFIX}{name}")).ok()) {
-        Ok(config) => Mutex::new(Sim::new(config)),
+    LazyLock::new(|| match Config::read(|name| std::env::var(format!("{PREFIX}{name}")).ok()).and_then(Sim::new) {
+        Ok(sim) => Mutex::new(sim),
         Err(message) => {
             eprintln!("cudasim: {message}");
             std::process::exit(2)

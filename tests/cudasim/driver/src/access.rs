@@ -23,10 +23,27 @@ pub struct Range {
     pub write: bool,
 }
 
+/// The tile of a weight matrix that a product multiplies with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tile {
+    pub start: u64,
+    pub bytes: u64,
+    pub first_row: i32,
+    pub rows: i32,
+    pub k: i32,
+}
+
+/// What a launch touches.
+pub struct Touched {
+    pub ranges: Vec<Range>,
+    pub tile: Option<Tile>,
+}
+
 /// The ranges of one launch, as they are collected.
 pub struct Touch<'a> {
     memory: &'a mut Memory,
     ranges: Vec<Range>,
+    tile: Option<Tile>,
     problem: Option<String>,
 }
 
@@ -133,8 +150,8 @@ fn params<P: Copy>(bytes: &[u8]) -> P {
 ///
 /// # Errors
 /// A null pointer where a kernel takes none, a kernel that this table does not know, or deciding arrays outside of memory.
-pub fn ranges(launch: &Launch, bytes: &[u8], memory: &mut Memory) -> Result<Vec<Range>, String> {
-    let mut touch = Touch { memory, ranges: Vec::new(), problem: None };
+pub fn ranges(launch: &Launch, bytes: &[u8], memory: &mut Memory) -> Result<Touched, String> {
+    let mut touch = Touch { memory, ranges: Vec::new(), tile: None, problem: None };
     let t = &mut touch;
     let kernel = launch.kernel.strip_prefix("naive_").unwrap_or(launch.kernel);
     match kernel {
@@ -160,7 +177,7 @@ pub fn ranges(launch: &Launch, bytes: &[u8], memory: &mut Memory) -> Result<Vec<
     }
     match touch.problem {
         Some(problem) => Err(problem),
-        None => Ok(touch.ranges),
+        None => Ok(Touched { ranges: touch.ranges, tile: touch.tile }),
     }
 }
 

@@ -14,9 +14,10 @@ use crate::clock::Clock;
 use crate::code::{self, Code};
 use crate::config::{Config, Fault};
 use crate::history::{Access, Label};
-use crate::memory::Memory;
+use crate::memory::{Memory, is_mapped};
 use crate::random::Random;
 use crate::report::Report;
+use crate::trace::Trace;
 
 /// One end of a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -164,6 +165,7 @@ pub struct Sim {
     pub host: Clock,
     pub counts: Counts,
     pub report: Report,
+    pub trace: Option<Trace>,
     pub schedule: Schedule,
     /// Copies from cards to the host that are queued.
     pub downloads: usize,
@@ -174,13 +176,14 @@ pub struct Sim {
 }
 
 impl Sim {
-    pub fn new(config: Config) -> Sim {
+    pub fn new(config: Config) -> Result<Sim, String> {
         let seed = config.seed;
         let schedules: Vec<Schedule> = Schedule::all(seed as u32).collect();
         // Without a seed: threads in turn, copies that land late.
         let schedule = schedules[if seed == 0 { 1 } else { seed as usize % schedules.len() }];
         let default_stream = |device| Stream::new(0, device, true, Clock::default());
-        Sim {
+        Ok(Sim {
+            trace: config.trace.as_deref().map(Trace::create).transpose()?,
             mood: match seed % 4 {
                 0 => Mood::Never,
                 1 => Mood::Always,
@@ -205,7 +208,7 @@ impl Sim {
             // Far from zero and from addresses, so that one taken for the other is nobody's.
             next_handle: 0x51_0000,
             began: Instant::now(),
-        }
+        })
     }
 
     pub fn now(&self) -> u64 {
@@ -241,7 +244,7 @@ impl Sim {
         unsafe { libc::_exit(crate::EXIT_MISUSE) }
     }
 
-    pub fn write_report(&self, misuse: Option<&str>) {
+    fn write_report(&self, misuse: Option<&str>) {
         if let Some(path) = &self.config.report {
             self.report.write(path, misuse);
         }
@@ -439,12 +442,14 @@ impl Sim {
             if self.devices[device].broken.is_some() {
                 continue;
             }
+            // What nobody waited for was still to happen. Host memory that was not given back may be gone by now.
+            if self.memory.pinned_regions().all(|region| is_mapped(region.start, region.len)) {
+                let _ = self.drain(device);
+            }
             let leaks = self.leaks(device);
             if !leaks.is_empty() {
                 self.misuse(&format!("left behind: {}", leaks.join(", ")));
             }
-            // What nobody waited for was still to happen.
-            let _ = self.drain(device);
         }
         self.write_report(None);
     }

@@ -5,7 +5,7 @@ use std::ffi::{c_int, c_uchar, c_void};
 use super::{Result, with_context};
 use crate::code;
 use crate::config::Fault;
-use crate::run::fingerprint;
+use crate::fingerprint::fingerprint_at;
 use crate::sim::{Place, Sim, Work};
 
 /// Counts what is queued, one of which may be refused.
@@ -53,7 +53,7 @@ fn queue(sim: &mut Sim, slot: usize, to: Place, from: Place, len: u64) {
         // Where a copy to the host is queued too, it may be what brings the bytes.
         if sim.downloads == 0 {
             // SAFETY: a page-locked range that was just looked up, or one that the caller vouches for.
-            print = Some(unsafe { fingerprint(address, len) });
+            print = Some(unsafe { fingerprint_at(address, len) });
         }
     }
     if let Place::Pinned(address) = to {

@@ -5,6 +5,9 @@ use layerstream_kernels::params::{AttentionParams, Sequence};
 
 use super::{Rows, Touch, size};
 
+/// The longest tile of keys that a kernel takes at once (attention_mma.cuh).
+const TILE: i32 = 64;
+
 fn sequences(p: &AttentionParams, t: &mut Touch) -> Vec<Sequence> {
     t.fetch("sequences", p.sequences, p.sequence_count.into())
 }
@@ -15,8 +18,8 @@ fn inputs(p: &AttentionParams, t: &mut Touch) {
     for s in sequences(p, t) {
         let q = (p.q as u64).wrapping_add_signed(i64::from(s.first_row) * p.q_stride * 4);
         t.touch("q", q, Rows::of(s.rows, p.q_stride, i64::from(p.heads) * dim, 4), false);
-        // What the first row no longer sees, none does.
-        let first = if p.window > 0 { (s.start - p.window + 1).max(0) } else { 0 };
+        // What the first row no longer sees, none does; but tiles of keys begin at multiples of their length.
+        let first = if p.window > 0 { (s.start - p.window + 1).max(0) / TILE * TILE } else { 0 };
         for (cache, width, what) in [(p.keys as u64, dim, "keys"), (p.values as u64, v_dim, "values")] {
             let bytes = width * size(p.cache_dtype);
             for head in 0..i64::from(p.kv_heads) {

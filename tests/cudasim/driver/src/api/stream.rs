@@ -1,4 +1,4 @@
-//! Streams and events.
+//! Streams and events: what is queued where, and what waits for what.
 
 use std::ffi::{c_int, c_uint};
 
