@@ -4,6 +4,7 @@
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use layerstream::backend::cpu::{Attention, Columns, Cpu, Isa, Mode, Scales, Sequence, Tile};
+use layerstream::encoding::Encoding;
 use std::hint::black_box;
 use std::time::Duration;
 

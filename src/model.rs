@@ -138,7 +138,7 @@ impl Model {
     pub fn start(outline: Outline, text: TextSide, options: &Options) -> Result<Model> {
         let Outline { checkpoint, program, plan, source } = outline;
         let cpu = Cpu::new(options.threads)?;
-        let defaults = GenerateOptions::of_model(checkpoint.dir())?;
+        let defaults = GenerateOptions::of_model(&checkpoint)?;
         let cached = vec![Vec::new(); plan.sequences];
         let engine = Engine::new(&source, program, plan, &options.disk, cpu)?;
         Ok(Model { engine, checkpoint, text, defaults, cached })

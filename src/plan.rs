@@ -273,7 +273,7 @@ mod tests {
     use super::*;
     use crate::checkpoint::{Dtype, FileId, Tensor};
     use crate::encoding::Encoding;
-    use crate::program::{Buffer, KvShape, Product, Rope};
+    use crate::program::{Buffer, KvShape, Product, Rope, RopeStyle};
 
     const ALIGN: usize = 4096;
 
@@ -311,7 +311,7 @@ mod tests {
             embedding: matrix(0, 100, 64),
             matrices,
             vectors: Vec::new(),
-            rope: Rope { inv_freq: vec![1.0; 8], attention_factor: 1.0, dynamic: None },
+            rope: Rope { style: RopeStyle::Half, inv_freq: vec![1.0; 8], attention_factor: 1.0, dynamic: None },
             kv: vec![KvShape { kv_heads: 2, head_dim: 16 }; 2],
             steps,
             logits: Buffer(1),

@@ -156,11 +156,20 @@ impl KvShape {
     }
 }
 
-/// Rotary position embedding (Su et al., 2021, arXiv:2104.09864) in the rotate-half pairing: dimension `i` of a head
-/// turns together with `i + head_dim/2`, by `position · inv_freq[i]`; the cosines and sines are scaled by
-/// `attention_factor` (YaRN).
+/// Which dimensions of a head turn together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RopeStyle {
+    /// i and i + head_dim/2, as in the checkpoints of Hugging Face.
+    Half,
+    /// 2i and 2i + 1, as in the llama files of llama.cpp.
+    Interleaved,
+}
+
+/// Rotary position embedding (Su et al., 2021, arXiv:2104.09864): pair `i` of a head turns by `position · inv_freq[i]`; the
+/// cosines and sines are scaled by `attention_factor` (YaRN).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rope {
+    pub style: RopeStyle,
     /// Radians per position for each pair, `head_dim / 2` values.
     pub inv_freq: Vec<f32>,
     pub attention_factor: f32,

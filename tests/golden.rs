@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 const GATE: f64 = 1e-6;
 
 /// The cases that the project carries: every family, option and element type once.
-const CASES: [&str; 16] = [
+const CASES: [&str; 21] = [
     "ct_fp8_channel",
     "ct_fp8_tensor",
     "fmt_bin_sharded",
@@ -24,6 +24,11 @@ const CASES: [&str; 16] = [
     "fmt_f16",
     "fmt_f32",
     "fp8_block128",
+    "gguf_f16",
+    "gguf_q4_0",
+    "gguf_q4_k_m",
+    "gguf_q6_k",
+    "gguf_q8_0",
     "llama31_gqa",
     "llama32_tied",
     "llama_bias",

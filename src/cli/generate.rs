@@ -20,7 +20,7 @@ pub fn run(args: &args::Generate) -> Result<()> {
     let longest = family::program(&checkpoint)?.max_positions;
     let text = TextSide::open(checkpoint.dir())?;
     let prompts = prompts::read(args, &text)?;
-    let options = args.answer.over(GenerateOptions::of_model(checkpoint.dir())?);
+    let options = args.answer.over(GenerateOptions::of_model(&checkpoint)?);
     let needed = prompts.iter().map(|prompt| prompt.ids.len()).max().unwrap_or(0) + options.max_new_tokens;
     let open = args.resources.options(Some(needed.clamp(1, longest)), prompts.len());
     let mut model = Model::start(Outline::new(path, &open)?, text, &open)?;

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::checkpoint::read_json;
 use crate::error::{Error, Result};
-use crate::program::{DynamicNtk, Rope, inv_freq};
+use crate::program::{DynamicNtk, Rope, RopeStyle, inv_freq};
 
 /// The largest value any size in a configuration may have. Larger ones are damage, and would only overflow later.
 const ABSURD: u64 = 1 << 31;
@@ -30,6 +30,11 @@ impl Config {
                 problem: format!("expected a JSON object with the model's configuration, found {}", kind(&other)),
             }),
         }
+    }
+
+    /// A configuration that was made from something else, at `path`.
+    pub fn of(path: &Path, keys: Map<String, Value>) -> Config {
+        Config { path: path.into(), keys }
     }
 
     /// The first entry of `architectures`: the class that the checkpoint was saved from.
@@ -123,7 +128,8 @@ impl Config {
         if !head_dim.is_multiple_of(2) {
             return Err(self.problem(format!("head size {head_dim} is odd, so it cannot be rotated in pairs")));
         }
-        let plain = Rope { inv_freq: inv_freq(theta, head_dim), attention_factor: 1.0, dynamic: None };
+        let plain =
+            Rope { style: RopeStyle::Half, inv_freq: inv_freq(theta, head_dim), attention_factor: 1.0, dynamic: None };
         let Some(scaling) = scaling else { return Ok(plain) };
         let scaling = Scaling { config: self, keys: scaling };
         match scaling.kind()? {
@@ -248,7 +254,12 @@ impl Scaling<'_> {
             let freq = freq as f64;
             (interpolate * freq / factor + (1.0 - interpolate) * freq) as f32
         });
-        Ok(Rope { inv_freq: freqs.collect(), attention_factor: self.yarn_attention(factor)? as f32, dynamic: None })
+        Ok(Rope {
+            style: RopeStyle::Half,
+            inv_freq: freqs.collect(),
+            attention_factor: self.yarn_attention(factor)? as f32,
+            dynamic: None,
+        })
     }
 
     /// The factor on cosines and sines: given, or from `mscale`, or `0.1 ln(factor) + 1`.

@@ -4,6 +4,7 @@
 
 mod builder;
 mod config;
+mod gguf;
 mod llama;
 mod mistral;
 mod quantization;
@@ -32,18 +33,25 @@ pub fn supported() -> impl Iterator<Item = (&'static str, &'static [&'static str
     FAMILIES.iter().map(|family| (family.name, family.architectures))
 }
 
-/// Builds the program of the model in `checkpoint`, from the `config.json` beside it.
+/// Builds the program of the model in `checkpoint`, from the `config.json` beside it or the metadata in it.
 ///
 /// # Errors
 /// `Unsupported` for an architecture or option that is not implemented, `Config` for a configuration that is incomplete
 /// or impossible, `Tensor` for tensors that are missing or contradict the configuration.
 pub fn program(checkpoint: &Checkpoint) -> Result<Program> {
-    let config = Config::open(checkpoint.dir())?;
+    let config = match checkpoint.metadata() {
+        Some(metadata) => gguf::config(checkpoint, metadata)?,
+        None => Config::open(checkpoint.dir())?,
+    };
     let architecture = config.architecture()?;
     let Some(family) = FAMILIES.iter().find(|family| family.architectures.contains(&architecture)) else {
         let known: Vec<_> = FAMILIES.iter().flat_map(|family| family.architectures).copied().collect();
         return Err(config.unsupported(format!("the architecture {architecture} (known: {})", known.join(", "))));
     };
     let quantization = Quantization::read(&config)?;
-    (family.build)(&config, Builder::new(family.name, checkpoint, quantization))
+    let mut program = (family.build)(&config, Builder::new(family.name, checkpoint, quantization))?;
+    if let Some(metadata) = checkpoint.metadata() {
+        gguf::finish(&mut program, metadata)?;
+    }
+    Ok(program)
 }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{Attention, Columns, Cpu, Heads, Inputs, Mode, RmsNorm, RopeStyle, Scales, Sequence};
+use super::{Attention, Columns, Cpu, Heads, Inputs, Mode, RmsNorm, Scales, Sequence};
 use crate::backend::Backend;
 use crate::checkpoint::Tensor;
 use crate::disk::gather::Gather;
@@ -12,7 +12,7 @@ use crate::error::Result;
 use crate::kv::KvCache;
 use crate::pass::{Segment, with_rows};
 use crate::plan::{Plan, Tile};
-use crate::program::{Buffer, KvShape, Product, Program, Step};
+use crate::program::{Buffer, KvShape, Product, Program, RopeStyle, Step};
 use crate::stream::Conveyor;
 
 /// The processor, with the memory of one plan.
@@ -87,7 +87,7 @@ impl Backend for CpuBackend {
             Step::Rope { buffer, head_dim } => {
                 let heads = heads(&program, buffer, head_dim);
                 let x = &mut self.buffers[buffer.0][..rows * heads.stride];
-                self.cpu.rope(x, heads, self.rotation.tables(rows));
+                self.cpu.rope(x, heads, self.rotation.tables(rows, program.rope.style));
             }
             Step::Append { layer, keys, values } => self.append(segments, layer, keys, values),
             Step::Attend { layer, queries, output, scale, window } => {
@@ -220,10 +220,14 @@ impl Rotation {
         }
     }
 
-    fn tables(&self, rows: usize) -> super::Rope<'_> {
+    fn tables(&self, rows: usize, style: RopeStyle) -> super::Rope<'_> {
+        let style = match style {
+            RopeStyle::Half => super::RopeStyle::Half,
+            RopeStyle::Interleaved => super::RopeStyle::Interleaved,
+        };
         let len = rows * self.pairs;
         let (cos, sin) = (&self.cos[..len], &self.sin[..len]);
-        super::Rope { cos, sin, rotary_dim: 2 * self.pairs, style: RopeStyle::Half }
+        super::Rope { cos, sin, rotary_dim: 2 * self.pairs, style }
     }
 }
 
