@@ -3,7 +3,7 @@
 //! multiply-adds per second (half of FLOP/s) for the others.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use layerstream::backend::cpu::{Attention, Columns, Cpu, Isa, Mode, Scales, Sequence, Tile};
+use layerstream::backend::cpu::{Activation, Attention, Columns, Cpu, Finish, Isa, Scales, Sequence, Tile};
 use layerstream::encoding::Encoding;
 use std::hint::black_box;
 use std::time::Duration;
@@ -53,7 +53,7 @@ fn decode(c: &mut Criterion) {
                 b.iter(|| {
                     let tile = Tile { bytes: tiles.next().unwrap(), encoding: float, k, scales: None };
                     let columns = Columns { data: &mut out, stride: rows, first: 0 };
-                    cpu.matmul(tile, black_box(&x), None, columns, Mode::Store);
+                    cpu.matmul(tile, black_box(&x), columns, Finish::default());
                 })
             });
         }
@@ -78,7 +78,7 @@ fn encodings(c: &mut Criterion) {
                     b.iter(|| {
                         let tile = Tile { bytes: tiles.next().unwrap(), encoding, k, scales };
                         let columns = Columns { data: &mut out, stride: rows, first: 0 };
-                        cpu.matmul(tile, black_box(&x), None, columns, Mode::Store);
+                        cpu.matmul(tile, black_box(&x), columns, Finish::default());
                     })
                 });
             }
@@ -109,7 +109,7 @@ fn prefill(c: &mut Criterion) {
                 b.iter(|| {
                     let tile = Tile { bytes: &bytes[..rows * k * 2], encoding: Encoding::Bf16, k, scales: None };
                     let columns = Columns { data: &mut out, stride: rows, first: 0 };
-                    cpu.matmul(tile, black_box(&x), None, columns, Mode::Store);
+                    cpu.matmul(tile, black_box(&x), columns, Finish::default());
                 })
             });
         }
@@ -125,7 +125,19 @@ fn attention(c: &mut Criterion) {
         for n in [1, 4, 128, 512] {
             let width = heads * head_dim;
             let scale = 1.0 / (head_dim as f32).sqrt();
-            let shape = Attention { heads, kv_heads, head_dim, q_stride: width, scale, window: None };
+            let shape = Attention {
+                heads,
+                kv_heads,
+                key_dim: head_dim,
+                value_dim: head_dim,
+                q_stride: width,
+                scale,
+                window: None,
+                chunk: None,
+                soft_cap: None,
+                sinks: None,
+                slopes: None,
+            };
             let (q, mut out) = (numbers(n * width), vec![0.0; n * width]);
             let sequence = Sequence { rows: 0..n, start: context - n, keys: &keys, values: &values };
             // Scores and sums.
@@ -144,7 +156,7 @@ fn silu(c: &mut Criterion) {
         let n = 14336;
         let (mut gate, up) = (numbers(n), numbers(n));
         group.throughput(Throughput::Elements(n as u64));
-        group.bench_function(name(cpu), |b| b.iter(|| cpu.silu_mul(black_box(&mut gate), &up)));
+        group.bench_function(name(cpu), |b| b.iter(|| cpu.glu(Activation::Silu, black_box(&mut gate), &up)));
     }
 }
 

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use layerstream::Result;
 use layerstream::checkpoint::{FileId, Span};
 use layerstream::disk::{DiskOptions, ReaderKind, Source, measure};
+use layerstream::plan::Tier;
 use layerstream::stream::{Conveyor, TileRead};
 
 const ROUNDS: usize = 5;
@@ -71,7 +72,7 @@ fn cases() -> Vec<(String, Run)> {
 
 fn options(reader: ReaderKind, sizes: Option<(usize, usize)>) -> DiskOptions {
     let (chunk_bytes, depth) = sizes.unzip();
-    DiskOptions { reader: Some(reader), chunk_bytes, depth }
+    DiskOptions { reader: Some(reader), chunk_bytes, depth, ..DiskOptions::default() }
 }
 
 /// What a consumer gets who does nothing with the bytes.
@@ -94,7 +95,7 @@ fn tiles(source: &Source) -> Vec<TileRead> {
         let len = std::fs::metadata(path).expect("is a file").len();
         for offset in (1000..len).step_by(TILE as usize) {
             let span = Span { file: FileId(id as u32), offset, len: TILE.min(len - offset) };
-            tiles.push(TileRead { span, resident: false });
+            tiles.push(TileRead { span, tier: Tier::Disk });
         }
     }
     tiles

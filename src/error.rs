@@ -38,6 +38,10 @@ pub enum Error {
     #[error("{}: reading {len} bytes at offset {offset} failed: {source}", path.display())]
     Read { path: PathBuf, offset: u64, len: u64, source: std::io::Error },
 
+    /// The GPU or its driver: not there, too old, out of memory, lost.
+    #[error("{0}")]
+    Device(String),
+
     /// The caller asked to stop.
     #[error("interrupted")]
     Interrupted,

@@ -190,6 +190,7 @@ impl<'m> Generation<'m> {
                 start: sequence.fed,
                 tokens: &sequence.ids[sequence.fed..sequence.fed + share],
                 length: sequence.ids.len(),
+                prompt: sequence.prompt,
                 logits: if sequence.fed + share == sequence.ids.len() { Wanted::Last } else { Wanted::None },
             })
             .collect();

@@ -5,8 +5,8 @@ use std::ops::Range;
 
 use crate::program::KvShape;
 
-/// Float32 keys and values. Within a layer: `[sequence, kv_head, position, head_dim]`, so that the positions that one
-/// head reads lie side by side.
+/// Float32 keys and values. Within a layer: `[sequence, head, position, dim]`, so that the positions that one head reads
+/// lie side by side.
 pub struct KvCache {
     layers: Vec<Layer>,
     context: usize,
@@ -21,9 +21,11 @@ struct Layer {
 impl KvCache {
     /// Room for `sequences` of at most `context` tokens.
     pub fn new(shapes: &[KvShape], context: usize, sequences: usize) -> KvCache {
-        let layer = |shape: &KvShape| {
-            let len = sequences * shape.kv_heads * context * shape.head_dim;
-            Layer { shape: *shape, keys: prefaulted(len), values: prefaulted(len) }
+        let room = |shape: &KvShape, dim| prefaulted(sequences * shape.heads * context * dim);
+        let layer = |shape: &KvShape| Layer {
+            shape: *shape,
+            keys: room(shape, shape.key_dim),
+            values: room(shape, shape.value_dim),
         };
         KvCache { layers: shapes.iter().map(layer).collect(), context }
     }
@@ -32,25 +34,28 @@ impl KvCache {
         self.layers[layer].shape
     }
 
-    /// Keys and values of one sequence, each `[kv_heads, context, head_dim]`.
+    /// Keys and values of one sequence, each `[heads, context, dim]`.
     pub fn get(&self, layer: usize, sequence: usize) -> (&[f32], &[f32]) {
         let layer = &self.layers[layer];
-        let range = layer.range(sequence, self.context);
-        (&layer.keys[range.clone()], &layer.values[range])
+        let (keys, values) = layer.ranges(sequence, self.context);
+        (&layer.keys[keys], &layer.values[values])
     }
 
     /// The same, to append to.
     pub fn get_mut(&mut self, layer: usize, sequence: usize) -> (&mut [f32], &mut [f32]) {
         let layer = &mut self.layers[layer];
-        let range = layer.range(sequence, self.context);
-        (&mut layer.keys[range.clone()], &mut layer.values[range])
+        let (keys, values) = layer.ranges(sequence, self.context);
+        (&mut layer.keys[keys], &mut layer.values[values])
     }
 }
 
 impl Layer {
-    fn range(&self, sequence: usize, context: usize) -> Range<usize> {
-        let len = self.shape.kv_heads * context * self.shape.head_dim;
-        sequence * len..(sequence + 1) * len
+    fn ranges(&self, sequence: usize, context: usize) -> (Range<usize>, Range<usize>) {
+        let range = |dim| {
+            let len = self.shape.heads * context * dim;
+            sequence * len..(sequence + 1) * len
+        };
+        (range(self.shape.key_dim), range(self.shape.value_dim))
     }
 }
 

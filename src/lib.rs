@@ -43,6 +43,7 @@ pub mod stream;
 mod synth;
 pub mod text;
 
+pub use backend::{Device, Processor};
 pub use engine::{Progress, StopFlag};
 pub use error::{Error, Result};
 pub use generate::{Finish, GenerateOptions, GenerateStats, Generation, Output, Token};

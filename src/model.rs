@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::backend::cpu::Cpu;
+use crate::backend::{Device, Processor};
 use crate::checkpoint::Checkpoint;
 use crate::disk::{DiskOptions, Geometry, Source};
 use crate::engine::{Engine, Progress, StopFlag};
@@ -37,6 +38,11 @@ pub struct Options {
     pub replicas: Vec<PathBuf>,
     /// Threads that compute. None: one for each core.
     pub threads: Option<usize>,
+    /// What computes.
+    pub device: Device,
+    /// The hard limit on memory of the GPU, in bytes, with all that the driver takes of it for this process. None: nine
+    /// tenths of what is free.
+    pub vram: Option<u64>,
 }
 
 /// A checkpoint, its program and its plan, before any memory is taken: enough to say what would happen.
@@ -45,6 +51,7 @@ pub struct Outline {
     program: Program,
     plan: Plan,
     source: Source,
+    processor: Processor,
 }
 
 impl Outline {
@@ -56,6 +63,7 @@ impl Outline {
         let checkpoint = Checkpoint::open(path)?;
         let program = family::program(&checkpoint)?;
         let source = source(&checkpoint, &options.replicas);
+        let processor = Processor::choose(options.device, &program)?;
         let request = Request {
             ram: match options.ram {
                 Some(ram) => ram,
@@ -66,12 +74,29 @@ impl Outline {
             all_logits: options.all_logits,
             align: Geometry::of(&source)?.align,
             scratch: Cpu::scratch_bytes(options.threads),
+            gpu: None,
         };
         if request.context == 0 {
             return Err(Error::Request("a context of 0 tokens holds nothing; give at least 1".into()));
         }
-        let plan = Plan::new(&program, &request)?;
-        Ok(Outline { checkpoint, program, plan, source })
+        let (plan, processor) = match processor.gpu(options.vram) {
+            None => (Plan::new(&program, &request)?, processor),
+            Some(gpu) => {
+                let on_gpu = Request { gpu: Some(gpu), scratch: 0, ..request };
+                match Plan::new(&program, &on_gpu) {
+                    Err(Error::Budget(because)) if options.device == Device::Auto => {
+                        (Plan::new(&program, &request)?, Processor::Cpu { because: Some(because) })
+                    }
+                    plan => (plan?, processor),
+                }
+            }
+        };
+        Ok(Outline { checkpoint, program, plan, source, processor })
+    }
+
+    /// What would compute.
+    pub fn processor(&self) -> &Processor {
+        &self.processor
     }
 
     pub fn checkpoint(&self) -> &Checkpoint {
@@ -136,11 +161,10 @@ impl Model {
     /// # Errors
     /// As [`Model::open`].
     pub fn start(outline: Outline, text: TextSide, options: &Options) -> Result<Model> {
-        let Outline { checkpoint, program, plan, source } = outline;
-        let cpu = Cpu::new(options.threads)?;
+        let Outline { checkpoint, program, plan, source, processor } = outline;
         let defaults = GenerateOptions::of_model(&checkpoint)?;
         let cached = vec![Vec::new(); plan.sequences];
-        let engine = Engine::new(&source, program, plan, &options.disk, cpu)?;
+        let engine = Engine::new(&source, program, plan, &options.disk, processor, options.threads)?;
         Ok(Model { engine, checkpoint, text, defaults, cached })
     }
 
@@ -159,6 +183,11 @@ impl Model {
     /// Where the budget goes.
     pub fn plan(&self) -> &Plan {
         self.engine.plan()
+    }
+
+    /// What computes.
+    pub fn processor(&self) -> &Processor {
+        self.engine.processor()
     }
 
     /// The files and tensors it was opened from.
@@ -248,7 +277,8 @@ impl Model {
         self.cached[0].clear();
         for (index, tokens) in ids.chunks(rows).enumerate() {
             let (start, length) = (index * rows, ids.len());
-            each(self.engine.forward(&[Segment { sequence: 0, start, tokens, length, logits: Wanted::All }])?)?;
+            let segment = Segment { sequence: 0, start, tokens, length, prompt: length, logits: Wanted::All };
+            each(self.engine.forward(&[segment])?)?;
         }
         Ok(())
     }

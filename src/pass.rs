@@ -13,6 +13,8 @@ pub struct Segment<'a> {
     /// Tokens of the sequence when this call is done, later passes of the same prompt included. Only frequencies that
     /// depend on the length look at it.
     pub length: usize,
+    /// Tokens of the prompt that the sequence began with: some frequencies are fixed by it.
+    pub prompt: usize,
     pub logits: Wanted,
 }
 

@@ -5,6 +5,11 @@
 //! scan, of which a least-recently-used cache would keep nothing. So a fixed set of tiles stays in memory, as many as
 //! fit, spread evenly over the pass: between two tiles that are already there, the disk brings the next.
 
+pub mod device;
+mod tiers;
+
+pub use tiers::device_bytes;
+
 use std::ops::Range;
 
 use crate::checkpoint::Span;
@@ -32,6 +37,8 @@ pub enum Tier {
     Disk,
     /// Read once, then kept in memory.
     Host,
+    /// Read once, then kept in the memory of a GPU.
+    Device,
 }
 
 /// A run of stored rows of one matrix.
@@ -58,6 +65,17 @@ pub struct Request {
     pub align: usize,
     /// Bytes that the backend needs beside the buffers of the program.
     pub scratch: usize,
+    /// A GPU, if that is what computes.
+    pub gpu: Option<GpuRequest>,
+}
+
+/// The GPU that a plan is made for.
+#[derive(Clone, Copy, Debug)]
+pub struct GpuRequest {
+    /// The hard limit on its memory, in bytes.
+    pub vram: u64,
+    /// Bytes of it that are taken as soon as it is used: the driver's context and the kernels.
+    pub context: u64,
 }
 
 /// Bytes of memory by purpose. Their sum is at most the budget.
@@ -81,6 +99,34 @@ impl Memory {
     }
 }
 
+/// What a plan takes of a GPU's memory.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Gpu {
+    /// The budget, in bytes.
+    pub vram: u64,
+    /// The smallest budget that would do, in bytes.
+    pub floor: u64,
+    /// Bytes that the driver's context and the kernels take.
+    pub context: u64,
+    /// Where everything but weights lies.
+    pub layout: device::Layout,
+    /// Bytes of the ring of tiles.
+    pub ring: usize,
+    /// Bytes of the tiles that stay.
+    pub tiles: usize,
+}
+
+impl Gpu {
+    /// Bytes to be allocated: all but the context.
+    pub fn allocation(&self) -> usize {
+        self.layout.len() + self.ring + self.tiles
+    }
+
+    pub fn total(&self) -> u64 {
+        self.context + self.allocation() as u64
+    }
+}
+
 /// See the module's description.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -97,6 +143,8 @@ pub struct Plan {
     /// The smallest budget that would do for this context and these sequences, in bytes.
     pub floor: u64,
     pub memory: Memory,
+    /// What is taken of the GPU that computes, if one does.
+    pub gpu: Option<Gpu>,
 }
 
 impl Plan {
@@ -105,6 +153,9 @@ impl Plan {
     /// # Errors
     /// [`Error::Budget`] if it is too small, naming the smallest that would do for this context.
     pub fn new(program: &Program, request: &Request) -> Result<Plan> {
+        if let Some(gpu) = &request.gpu {
+            return tiers::plan(program, request, gpu);
+        }
         let floor = Split::new(program, request, request.sequences).floor();
         if floor > request.ram {
             return Err(too_small(request, floor));
@@ -120,12 +171,18 @@ impl Plan {
             ram: request.ram,
             floor,
             memory: Memory { ring, host, ..split.memory },
+            gpu: None,
         })
     }
 
     /// Bytes that a pass reads from disk once the tiles that stay have been read.
     pub fn disk_bytes(&self) -> u64 {
         self.tiles.iter().filter(|tile| tile.tier == Tier::Disk).map(|tile| tile.span.len).sum()
+    }
+
+    /// Bytes that a pass copies to the GPU once the tiles that stay there are there.
+    pub fn copied_bytes(&self) -> u64 {
+        self.tiles.iter().filter(|tile| tile.tier != Tier::Device).map(|tile| tile.span.len).sum()
     }
 
     /// Bytes of weights that a pass multiplies.
@@ -154,8 +211,9 @@ impl Split {
         let logit_rows = if request.all_logits { rows } else { request.sequences.min(rows) };
         let of = |bytes: usize| bytes.saturating_mul(size_of::<f32>());
         let selected: usize = program.selected_buffers().iter().map(|buffer| program.buffers[buffer.0]).sum();
-        // A cosine and a sine for each pair that rotates.
-        let per_row = program.buffers.iter().sum::<usize>() - selected + 2 * program.rope.inv_freq.len();
+        // A cosine and a sine for each pair that rotates; a factor for a step that scales rows.
+        let angles: usize = program.ropes.iter().map(|rope| rope.rotary_dim()).sum();
+        let per_row = program.buffers.iter().sum::<usize>() - selected + angles + 1;
         let token_kv: usize = program.kv.iter().map(|shape| shape.token_bytes()).sum();
         let memory = Memory {
             vectors: of(program.vectors.iter().map(|tensor| tensor.shape.iter().product::<usize>()).sum()),
@@ -205,7 +263,7 @@ fn place(program: &Program, left: usize, align: usize) -> (Vec<Tile>, usize, usi
     }
     let ring = left.min(RING_TARGET);
     tiles = cut(program, TILE_TARGET.min((ring / RING_TILES).saturating_sub(2 * align)));
-    let host = keep(&mut tiles, left - ring, align);
+    let host = keep(&mut tiles, Tier::Host, left - ring, |tile| enclose(tile.span, align).len);
     (tiles, ring, host.next_multiple_of(PAGE))
 }
 
@@ -222,29 +280,24 @@ fn cut(program: &Program, bytes: usize) -> Vec<Tile> {
         let count = all.div_ceil(most);
         (0..count).map(move |i| {
             let rows = all * i / count..all * (i + 1) / count;
-            Tile { matrix: id, span: span(matrix, &rows), rows, tier: Tier::Disk }
+            Tile { matrix: id, span: matrix.span(rows.clone()), rows, tier: Tier::Disk }
         })
     })
     .collect()
 }
 
-fn span(matrix: &Matrix, rows: &Range<usize>) -> Span {
-    let row = matrix.row_bytes() as u64;
-    let whole = matrix.tensor.span;
-    Span { file: whole.file, offset: whole.offset + rows.start as u64 * row, len: rows.len() as u64 * row }
-}
-
-/// Marks tiles to stay, at even distances, until `bytes` are used; returns how many are.
-fn keep(tiles: &mut [Tile], bytes: usize, align: usize) -> usize {
-    let total: usize = tiles.iter().map(|tile| enclose(tile.span, align).len).sum();
+/// Marks tiles of [`Tier::Disk`] to stay somewhere else, at even distances, until `bytes` are used, of which each takes
+/// `size`; returns how many are.
+fn keep(tiles: &mut [Tile], tier: Tier, bytes: usize, size: impl Fn(&Tile) -> usize) -> usize {
+    let total: usize = tiles.iter().filter(|tile| tile.tier == Tier::Disk).map(&size).sum();
     let share = bytes as f64 / total as f64;
     let (mut passed, mut used) = (0.0, 0);
-    for tile in tiles {
-        let size = enclose(tile.span, align).len;
+    for tile in tiles.iter_mut().filter(|tile| tile.tier == Tier::Disk) {
+        let size = size(tile);
         passed += size as f64 * share;
         // Behind the even share by at least half of this tile: keeping it brings us nearer.
         if used as f64 + size as f64 / 2.0 <= passed && used + size <= bytes {
-            tile.tier = Tier::Host;
+            tile.tier = tier;
             used += size;
         }
     }
@@ -286,7 +339,7 @@ mod tests {
             span,
             transposed: false,
         };
-        Matrix { tensor, rows, cols, encoding: Encoding::Bf16, scales: None }
+        Matrix { tensor, first_row: 0, rows, cols, encoding: Encoding::Bf16, scales: None }
     }
 
     /// A program that multiplies with matrices of these shapes, one after the other.
@@ -298,9 +351,7 @@ mod tests {
             matrix
         };
         let matrices: Vec<_> = shapes.iter().map(place).collect();
-        let product = |i| {
-            Step::MatMul(Product { matrix: MatrixId(i), bias: None, input: Buffer(0), output: Buffer(1), add: false })
-        };
+        let product = |i| Step::MatMul(Product::new(MatrixId(i), Buffer(0), Buffer(1)));
         let mut steps: Vec<_> = (0..shapes.len()).map(product).collect();
         steps.insert(shapes.len() - 1, Step::Select { input: Buffer(1), output: Buffer(2) });
         Program {
@@ -311,15 +362,15 @@ mod tests {
             embedding: matrix(0, 100, 64),
             matrices,
             vectors: Vec::new(),
-            rope: Rope { style: RopeStyle::Half, inv_freq: vec![1.0; 8], attention_factor: 1.0, dynamic: None },
-            kv: vec![KvShape { kv_heads: 2, head_dim: 16 }; 2],
+            ropes: vec![Rope { style: RopeStyle::Half, inv_freq: vec![1.0; 8], attention_factor: 1.0, dynamic: None }],
+            kv: vec![KvShape { heads: 2, key_dim: 16, value_dim: 16 }; 2],
             steps,
             logits: Buffer(1),
         }
     }
 
     fn request(ram: u64) -> Request {
-        Request { ram, context: 100, sequences: 2, all_logits: false, align: ALIGN, scratch: 10_000 }
+        Request { ram, context: 100, sequences: 2, all_logits: false, align: ALIGN, scratch: 10_000, gpu: None }
     }
 
     fn shapes() -> impl Strategy<Value = Vec<(usize, usize)>> {
@@ -385,7 +436,7 @@ mod tests {
             let total: usize = tiles.iter().map(size).sum();
             let largest = tiles.iter().map(size).max().unwrap();
             let bytes = (total as u64 * percent / 100) as usize;
-            let used = keep(&mut tiles, bytes, ALIGN);
+            let used = keep(&mut tiles, Tier::Host, bytes, size);
             prop_assert!(used <= bytes && used + 2 * largest > bytes);
             let (mut passed, mut kept) = (0, 0);
             for tile in &tiles {

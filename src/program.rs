@@ -3,10 +3,16 @@
 //! where the weights are, how they arrive, or what computes.
 //!
 //! Activations live in *buffers*, row-major `[tokens, width]` in float32. Rows are the tokens of one pass, possibly of
-//! several sequences.
+//! several sequences. A step reads and writes different buffers, unless it says "in place".
 
-use crate::checkpoint::Tensor;
+mod rope;
+
+use std::ops::Range;
+
+use crate::checkpoint::{Span, Tensor};
 use crate::encoding::Encoding;
+
+pub use rope::{Dynamic, Rope, RopeId, RopeStyle, inv_freq};
 
 /// A forward pass of one model.
 #[derive(Clone, Debug)]
@@ -23,10 +29,11 @@ pub struct Program {
     pub matrices: Vec<Matrix>,
     /// The embedding table, of which a pass reads only the rows of its tokens.
     pub embedding: Matrix,
-    /// Small weights (norms, biases) that stay in memory as float32, indexed by [`VectorId`].
+    /// Small weights (norms, biases) that stay in memory as float32, indexed by [`VectorId`]. Where a step needs only a
+    /// run of the tensor in the file, span and shape are those of the run.
     pub vectors: Vec<Tensor>,
-    /// Rotary frequencies.
-    pub rope: Rope,
+    /// Rotary frequencies, indexed by [`RopeId`].
+    pub ropes: Vec<Rope>,
     /// What the KV cache holds for each attention layer.
     pub kv: Vec<KvShape>,
     /// What to do, in order.
@@ -39,23 +46,30 @@ impl Program {
     /// The buffers that only rows with logits reach: those written by [`Step::Select`] and after it.
     pub fn selected_buffers(&self) -> Vec<Buffer> {
         let after = self.steps.iter().skip_while(|step| !matches!(step, Step::Select { .. }));
-        let mut outputs: Vec<Buffer> = after
-            .filter_map(|step| match step {
-                Step::Select { output, .. } | Step::RmsNorm { output, .. } => Some(*output),
-                Step::MatMul(product) => Some(product.output),
-                _ => None,
-            })
-            .collect();
-        outputs.dedup();
+        let mut outputs: Vec<Buffer> = Vec::new();
+        for output in after.filter_map(Step::output) {
+            if !outputs.contains(&output) {
+                outputs.push(output);
+            }
+        }
         outputs
+    }
+
+    /// Whether a rotation of this program depends on the length of the sequence, so that keys in a cache serve only the
+    /// sequence that they were made for.
+    pub fn rotation_depends_on_length(&self) -> bool {
+        self.ropes.iter().any(|rope| rope.dynamic.is_some())
     }
 }
 
-/// A `[rows, cols]` weight matrix as it lies in the checkpoint; a row maps an input to one output value. What
-/// lies there are runs of bytes of equal length, the stored rows: its rows, or its columns where the tensor is transposed.
+/// A `[rows, cols]` weight matrix as it lies in the checkpoint; a row maps an input to one output value. It is a run of
+/// whole rows of its tensor: all of them, or one part of a packed projection. What lies there are runs of bytes of equal
+/// length, the stored rows: its rows, or its columns where the tensor is transposed.
 #[derive(Clone, Debug)]
 pub struct Matrix {
     pub tensor: Tensor,
+    /// The row of the tensor that is row 0 of the matrix.
+    pub first_row: usize,
     pub rows: usize,
     pub cols: usize,
     pub encoding: Encoding,
@@ -91,7 +105,14 @@ impl Matrix {
 
     /// Bytes of the whole matrix on disk.
     pub fn bytes(&self) -> u64 {
-        self.tensor.span.len
+        self.stored_rows() as u64 * self.row_bytes() as u64
+    }
+
+    /// Where some of its stored rows lie.
+    pub fn span(&self, rows: Range<usize>) -> Span {
+        let row = self.row_bytes() as u64;
+        let Span { file, offset, .. } = self.tensor.span;
+        Span { file, offset: offset + (self.first_row + rows.start) as u64 * row, len: rows.len() as u64 * row }
     }
 }
 
@@ -110,104 +131,170 @@ pub struct VectorId(pub usize);
 /// One operation of the forward pass. `layer` counts attention layers, and indexes [`Program::kv`].
 #[derive(Clone, Debug, PartialEq)]
 pub enum Step {
-    /// `output[t] = embedding[token t]`
-    Embed { output: Buffer },
-    /// `output = input / rms(input) * weight`, over whole rows.
-    RmsNorm { weight: VectorId, eps: f32, input: Buffer, output: Buffer },
-    /// The same over each head of `head_dim` values, in place.
-    HeadNorm { weight: VectorId, eps: f32, buffer: Buffer, head_dim: usize },
+    /// `output[t] = scale · embedding[token t]`
+    Embed { output: Buffer, scale: f32 },
+    /// `output = norm(input)` over whole rows, or with `add`, `output += norm(input)`.
+    Norm { norm: Norm, input: Buffer, output: Buffer, add: bool },
+    /// Normalises each head of `head_dim` values, in place. The norm's vectors have `head_dim` values for all heads, or as
+    /// many as the buffer is wide: each head its own.
+    HeadNorm { norm: Norm, buffer: Buffer, head_dim: usize },
     /// Multiplies by a streamed matrix.
     MatMul(Product),
-    /// Rotates each head by its token's position, in place.
-    Rope { buffer: Buffer, head_dim: usize },
+    /// Picks parts of packed projections whose rows are interleaved: a row of `output` is made of runs of `run` values;
+    /// run i comes from `first + i · stride` of the input's row.
+    Rearrange { input: Buffer, output: Buffer, first: usize, run: usize, stride: usize },
+    /// Rotates each head of `head_dim` values by its token's position, in place: dimensions `start` to
+    /// `start + rope.rotary_dim()`; the others stay.
+    Rope { buffer: Buffer, rope: RopeId, head_dim: usize, start: usize },
+    /// Multiplies each row by a factor that depends on its token's position, in place.
+    ScaleQueries { buffer: Buffer, by: QueryScale },
     /// Appends keys and values to the KV cache of `layer`.
     Append { layer: usize, keys: Buffer, values: Buffer },
-    /// Causal attention of `queries` over the KV cache of `layer`. With a `window` w, a token at position p sees
-    /// positions j with p − w < j ≤ p.
-    Attend { layer: usize, queries: Buffer, output: Buffer, scale: f32, window: Option<usize> },
-    /// `gate = silu(gate) · up`, in place.
-    SwiGlu { gate: Buffer, up: Buffer },
+    /// Causal attention of `queries` over the KV cache of `layer`. Consecutive query heads share a key head.
+    Attend { layer: usize, queries: Buffer, output: Buffer, attention: Attention },
+    /// `gate = activation(gate) · up`, in place.
+    Glu { activation: Activation, gate: Buffer, up: Buffer },
+    /// `buffer = activation(buffer)`, in place.
+    Activate { activation: Activation, buffer: Buffer },
+    /// `buffer = cap · tanh(buffer / cap)`, in place.
+    SoftCap { buffer: Buffer, cap: f32 },
     /// Keeps the rows whose logits the caller asked for; the steps after it work on those alone.
     Select { input: Buffer, output: Buffer },
 }
 
-/// `output (+)= input · matrixᵀ + bias`
+impl Step {
+    /// The buffer that it writes.
+    pub fn output(&self) -> Option<Buffer> {
+        match self {
+            Step::Append { .. } => None,
+            Step::MatMul(product) => Some(product.output),
+            Step::Embed { output, .. }
+            | Step::Norm { output, .. }
+            | Step::Rearrange { output, .. }
+            | Step::Attend { output, .. }
+            | Step::Select { output, .. } => Some(*output),
+            Step::HeadNorm { buffer, .. }
+            | Step::Rope { buffer, .. }
+            | Step::ScaleQueries { buffer, .. }
+            | Step::Activate { buffer, .. }
+            | Step::SoftCap { buffer, .. }
+            | Step::Glu { gate: buffer, .. } => Some(*buffer),
+        }
+    }
+}
+
+/// A norm over `n` values: `normalised · (weight + offset) + bias`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Norm {
+    pub kind: NormKind,
+    /// Nothing: a factor of 1.
+    pub weight: Option<VectorId>,
+    pub bias: Option<VectorId>,
+    /// What the checkpoint leaves out of its weights: 1 in Gemma, else 0.
+    pub offset: f32,
+    pub eps: f32,
+}
+
+/// What "normalised" means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormKind {
+    /// `x / √(mean(x²) + ε)`
+    Rms,
+    /// `(x − mean(x)) / √(variance(x) + ε)`
+    Layer,
+}
+
+/// `output[.., first..] (+)= scale · (input · matrixᵀ + bias)`
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Product {
     pub matrix: MatrixId,
     pub bias: Option<VectorId>,
     pub input: Buffer,
     pub output: Buffer,
+    /// The column of `output` where row 0 of the matrix goes.
+    pub first: usize,
     /// Adds to what is in `output` (the residual stream) instead of replacing it.
     pub add: bool,
+    pub scale: f32,
+    /// Divides each row of the matrix by its Euclidean length first (Baichuan 2's head).
+    pub normalise_rows: bool,
 }
 
-/// What one attention layer keeps per token: `kv_heads` keys and as many values of `head_dim` float32 values.
+impl Product {
+    /// `output = input · matrixᵀ`
+    pub fn new(matrix: MatrixId, input: Buffer, output: Buffer) -> Product {
+        Product { matrix, bias: None, input, output, first: 0, add: false, scale: 1.0, normalise_rows: false }
+    }
+}
+
+/// What attention does with queries, keys and values: `softmax(score) · values` with
+/// `score[j] = cap(scale · query · key[j]) + slope · (j − position)`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Attention {
+    pub scale: f32,
+    /// A token at position p sees positions j with p − window < j ≤ p.
+    pub window: Option<usize>,
+    /// A token sees only its own chunk of so many positions, the first of which is divisible by it (Llama 4).
+    pub chunk: Option<usize>,
+    /// `cap(x) = soft_cap · tanh(x / soft_cap)` (Gemma 2).
+    pub soft_cap: Option<f32>,
+    /// For each query head a score that takes its share of the softmax and has no value (gpt-oss).
+    pub sinks: Option<VectorId>,
+    /// For each query head its slope (ALiBi: Press et al., 2021, arXiv:2108.12409).
+    pub slopes: Option<Vec<f32>>,
+}
+
+impl Attention {
+    /// Every token sees all before it.
+    pub fn new(scale: f32) -> Attention {
+        Attention { scale, window: None, chunk: None, soft_cap: None, sinks: None, slopes: None }
+    }
+}
+
+/// An activation function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `x / (1 + e⁻ˣ)`
+    Silu,
+    /// `x · Φ(x)` with the normal distribution Φ.
+    Gelu,
+    /// The same, with Φ approximated by a tanh: `x/2 · (1 + tanh(√(2/π) · (x + 0.044715 x³)))`.
+    GeluTanh,
+    /// `max(x, 0)`
+    Relu,
+}
+
+/// How a query depends on its position p (from 0), beside its rotation.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum QueryScale {
+    /// `log(p + 1) / log(length)` from position `length` on, 1 before it (Qwen v1).
+    LogN { length: usize },
+    /// `1 + scale · ln(1 + ⌊(p + 1) / floor⌋)` (Llama 4).
+    Temperature { scale: f64, floor: f64 },
+}
+
+impl QueryScale {
+    /// The factor at a position.
+    pub fn at(self, position: usize) -> f32 {
+        let tokens = (position + 1) as f64;
+        match self {
+            QueryScale::LogN { length } => (tokens.ln() / (length as f64).ln()).max(1.0) as f32,
+            QueryScale::Temperature { scale, floor } => (1.0 + scale * (tokens / floor).floor().ln_1p()) as f32,
+        }
+    }
+}
+
+/// What one attention layer keeps per token: `heads` keys of `key_dim` and as many values of `value_dim` float32 values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KvShape {
-    pub kv_heads: usize,
-    pub head_dim: usize,
+    pub heads: usize,
+    pub key_dim: usize,
+    pub value_dim: usize,
 }
 
 impl KvShape {
     /// Bytes per token: keys and values.
     pub fn token_bytes(self) -> usize {
-        2 * self.kv_heads * self.head_dim * size_of::<f32>()
+        self.heads * (self.key_dim + self.value_dim) * size_of::<f32>()
     }
-}
-
-/// Which dimensions of a head turn together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RopeStyle {
-    /// i and i + head_dim/2, as in the checkpoints of Hugging Face.
-    Half,
-    /// 2i and 2i + 1, as in the llama files of llama.cpp.
-    Interleaved,
-}
-
-/// Rotary position embedding (Su et al., 2021, arXiv:2104.09864): pair `i` of a head turns by `position · inv_freq[i]`; the
-/// cosines and sines are scaled by `attention_factor` (YaRN).
-#[derive(Clone, Debug, PartialEq)]
-pub struct Rope {
-    pub style: RopeStyle,
-    /// Radians per position for each pair, `head_dim / 2` values.
-    pub inv_freq: Vec<f32>,
-    pub attention_factor: f32,
-    /// Frequencies that depend on the length of the sequence.
-    pub dynamic: Option<DynamicNtk>,
-}
-
-/// Dynamic NTK scaling: past `original` positions the base grows with the sequence. The length that counts is that of
-/// the whole sequence at the call that rotates; keys that are already in the cache keep their old rotation, as in the
-/// reference implementation.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct DynamicNtk {
-    pub base: f64,
-    pub factor: f64,
-    pub original: usize,
-    /// Dimensions that rotate.
-    pub dim: usize,
-}
-
-impl Rope {
-    /// The frequencies for a sequence that will be `length` tokens long when this call is done.
-    pub fn inv_freq(&self, length: usize) -> std::borrow::Cow<'_, [f32]> {
-        match self.dynamic {
-            Some(ntk) if length > ntk.original => ntk.inv_freq(length).into(),
-            _ => self.inv_freq.as_slice().into(),
-        }
-    }
-}
-
-impl DynamicNtk {
-    fn inv_freq(&self, length: usize) -> Vec<f32> {
-        let stretch = self.factor * length as f64 / self.original as f64 - (self.factor - 1.0);
-        let base = self.base * stretch.powf(self.dim as f64 / (self.dim as f64 - 2.0));
-        inv_freq(base, self.dim)
-    }
-}
-
-/// Plain rotary frequencies: `base^(−2i/dim)` for `i` in `0..dim/2`.
-pub fn inv_freq(base: f64, dim: usize) -> Vec<f32> {
-    (0..dim / 2).map(|i| base.powf(-2.0 * i as f64 / dim as f64) as f32).collect()
 }

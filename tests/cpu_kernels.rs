@@ -3,7 +3,8 @@
 
 use half::{bf16, f16};
 use layerstream::backend::cpu::{
-    Attention, Columns, Cpu, Heads, Inputs, Isa, Mode, RmsNorm, Rope, RopeStyle, Sequence, Tile, append,
+    Activation, Attention, Columns, Cpu, Finish, Heads, Inputs, Isa, Mode, Norm, NormKind, Rope, RopeStyle, Sequence,
+    Tile, append,
 };
 use layerstream::encoding::Encoding;
 
@@ -82,8 +83,12 @@ fn cpus() -> Vec<Cpu> {
 fn product(cpu: &mut Cpu, w: Tile<'_>, x: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
     let rows = w.rows();
     let mut out = vec![f32::NAN; x.len() / w.k * rows];
-    cpu.matmul(w, x, bias, Columns { data: &mut out, stride: rows, first: 0 }, Mode::Store);
+    cpu.matmul(w, x, Columns { data: &mut out, stride: rows, first: 0 }, Finish { bias, ..Finish::default() });
     out
+}
+
+fn rms(weight: &[f32], eps: f32) -> Norm<'_> {
+    Norm { kind: NormKind::Rms, weight: Some(weight), bias: None, offset: 0.0, eps }
 }
 
 /// Bits, with every NaN alike.
@@ -163,7 +168,13 @@ fn transposed_matmul_is_accurate_and_the_same_however_it_is_cut() {
                 for (t, bytes) in w.tile().bytes.chunks(rows * w.tile().row_bytes()).enumerate() {
                     let x = Inputs { data: &x, stride: inputs, first: t * rows };
                     let bias = bias.as_deref().filter(|_| t == 0);
-                    cpu.matmul_transposed(Tile { bytes, ..w.tile() }, x, bias, &mut out, Mode::Add);
+                    cpu.matmul_transposed(
+                        Tile { bytes, ..w.tile() },
+                        x,
+                        bias,
+                        Columns { data: &mut out, stride: outputs, first: 0 },
+                        Mode::Add,
+                    );
                 }
                 let error = rms_error(&out, &exact);
                 assert!(
@@ -179,9 +190,21 @@ fn transposed_matmul_is_accurate_and_the_same_however_it_is_cut() {
         }
         let mut stored = vec![f32::NAN; n * outputs];
         let x = Inputs { data: &x, stride: inputs, first: 0 };
-        cpus[0].matmul_transposed(w.tile(), x, None, &mut stored, Mode::Store);
+        cpus[0].matmul_transposed(
+            w.tile(),
+            x,
+            None,
+            Columns { data: &mut stored, stride: outputs, first: 0 },
+            Mode::Store,
+        );
         let mut added = vec![0.0; n * outputs];
-        cpus[0].matmul_transposed(w.tile(), x, None, &mut added, Mode::Add);
+        cpus[0].matmul_transposed(
+            w.tile(),
+            x,
+            None,
+            Columns { data: &mut added, stride: outputs, first: 0 },
+            Mode::Add,
+        );
         assert_eq!(bits(&stored), bits(&added));
     }
 }
@@ -212,7 +235,7 @@ fn matmul_bits_do_not_depend_on_company() {
             let tile = w.tile();
             for (i, bytes) in tile.bytes.chunks(rows_of_tile * tile.row_bytes()).enumerate() {
                 let columns = Columns { data: &mut out, stride: rows, first: i * rows_of_tile };
-                one_thread.matmul(Tile { bytes, ..tile }, &x, None, columns, Mode::Add);
+                one_thread.matmul(Tile { bytes, ..tile }, &x, columns, Finish { mode: Mode::Add, ..Finish::default() });
             }
             assert_eq!(bits(&out), bits(&whole), "tiles of {rows_of_tile} rows");
         }
@@ -246,10 +269,11 @@ fn matmul_adds_and_leaves_other_columns_alone() {
     let w = Matrix::new(Encoding::F32, 2, &[1.0, 2.0, 3.0, 4.0]);
     let mut out = vec![10.0; 8];
     let columns = Columns { data: &mut out, stride: 4, first: 1 };
-    cpu.matmul(w.tile(), &[1.0, 1.0, 2.0, 0.0], Some(&[0.5, 0.25]), columns, Mode::Add);
+    let finish = Finish { bias: Some(&[0.5, 0.25]), mode: Mode::Add, ..Finish::default() };
+    cpu.matmul(w.tile(), &[1.0, 1.0, 2.0, 0.0], columns, finish);
     assert_eq!(out, [10.0, 13.5, 17.25, 10.0, 10.0, 12.5, 16.25, 10.0]);
     let columns = Columns { data: &mut out, stride: 4, first: 0 };
-    cpu.matmul(w.tile(), &[1.0, 1.0, 2.0, 0.0], None, columns, Mode::Store);
+    cpu.matmul(w.tile(), &[1.0, 1.0, 2.0, 0.0], columns, Finish::default());
     assert_eq!(out, [3.0, 7.0, 17.25, 10.0, 2.0, 6.0, 16.25, 10.0]);
 }
 
@@ -260,7 +284,7 @@ fn nothing_to_do_is_done() {
         assert!(product(cpu, w.tile(), &[1.0; 8], None).is_empty());
         let w = Matrix::new(Encoding::Bf16, 4, &[1.0; 8]);
         assert!(product(cpu, w.tile(), &[], None).is_empty());
-        cpu.silu_mul(&mut [], &[]);
+        cpu.glu(Activation::Silu, &mut [], &[]);
     }
 }
 
@@ -314,12 +338,13 @@ fn rms_norm_is_accurate_and_the_same_on_every_instruction_set() {
         let x = random.numbers(n * width);
         let weight = random.numbers(width);
         for unit_offset in [false, true] {
-            let norm = RmsNorm { weight: &weight, eps: 1e-5, unit_offset };
+            let offset = if unit_offset { 1.0 } else { 0.0 };
+            let norm = Norm { offset, ..rms(&weight, 1e-5) };
             let results: Vec<Vec<f32>> = cpus()
                 .iter_mut()
                 .map(|cpu| {
                     let mut out = vec![0.0; n * width];
-                    cpu.rms_norm(&x, norm, &mut out);
+                    cpu.norm(&x, width, norm, &mut out, Mode::Store);
                     out
                 })
                 .collect();
@@ -341,14 +366,14 @@ fn head_norm_is_rms_norm_of_every_head() {
     let mut random = Random(4);
     let heads = Heads { count: 3, dim: 24, stride: 100 };
     let weight = random.numbers(24);
-    let norm = RmsNorm { weight: &weight, eps: 1e-6, unit_offset: false };
+    let norm = rms(&weight, 1e-6);
     let before = random.numbers(4 * 100 + 72);
     for cpu in &mut cpus() {
         let mut after = before.clone();
         cpu.head_norm(&mut after, heads, norm);
         for (before, after) in before.chunks(100).zip(after.chunks(100)) {
             let mut expected = vec![0.0; 72];
-            cpu.rms_norm(&before[..72], norm, &mut expected);
+            cpu.norm(&before[..72], 24, norm, &mut expected, Mode::Store);
             assert_eq!(after[..72], expected);
             assert_eq!(after[72..], before[72..]);
         }
@@ -366,7 +391,7 @@ fn rope_turns_pairs() {
     for style in [RopeStyle::Half, RopeStyle::Interleaved] {
         for cpu in &mut cpus() {
             let mut after = before.clone();
-            cpu.rope(&mut after, heads, Rope { cos: &cos, sin: &sin, rotary_dim, style });
+            cpu.rope(&mut after, heads, Rope { cos: &cos, sin: &sin, start: 0, rotary_dim, style });
             let mut expected = before.clone();
             for t in 0..n {
                 for head in 0..2 {
@@ -395,7 +420,7 @@ fn silu_is_accurate_everywhere() {
     let mut results = Vec::new();
     for cpu in &mut cpus() {
         let mut out = gate.clone();
-        cpu.silu_mul(&mut out, &up);
+        cpu.glu(Activation::Silu, &mut out, &up);
         for ((x, up), out) in gate.iter().zip(&up).zip(&out) {
             let exact = *x as f64 / (1.0 + (-*x as f64).exp()) * *up as f64;
             if x.is_nan() || *x == f32::NEG_INFINITY {
@@ -415,7 +440,7 @@ fn silu_is_accurate_everywhere() {
 
 /// A cache of random keys and values, and queries that look into it.
 struct Lookup {
-    shape: Attention,
+    shape: Attention<'static>,
     start: usize,
     q: Vec<f32>,
     keys: Vec<f32>,
@@ -424,8 +449,8 @@ struct Lookup {
 
 impl Lookup {
     /// Keys after the last position are NaN: nobody may look at them.
-    fn random(random: &mut Random, shape: Attention, start: usize, n: usize) -> Lookup {
-        let (capacity, dim) = (start + n + 5, shape.head_dim);
+    fn random(random: &mut Random, shape: Attention<'static>, start: usize, n: usize) -> Lookup {
+        let (capacity, dim) = (start + n + 5, shape.key_dim);
         let mut lookup = Lookup {
             shape,
             start,
@@ -447,7 +472,7 @@ impl Lookup {
     }
 
     fn width(&self) -> usize {
-        self.shape.heads * self.shape.head_dim
+        self.shape.heads * self.shape.value_dim
     }
 
     fn sequence(&self, first_row: usize, start: usize, n: usize) -> Sequence<'_> {
@@ -462,7 +487,7 @@ impl Lookup {
 
     /// Straight from the definition, with sums and exponentials in the type that the closures use.
     fn reference(&self, round: impl Fn(f64) -> f64) -> Vec<f64> {
-        let Attention { heads, kv_heads, head_dim: dim, q_stride, scale, window } = self.shape;
+        let Attention { heads, kv_heads, key_dim: dim, q_stride, scale, window, .. } = self.shape;
         let capacity = self.keys.len() / kv_heads / dim;
         let mut out = Vec::new();
         for t in 0..self.n() {
@@ -493,9 +518,21 @@ impl Lookup {
     }
 }
 
-fn shape(heads: usize, kv_heads: usize, head_dim: usize, window: Option<usize>) -> Attention {
+fn shape(heads: usize, kv_heads: usize, head_dim: usize, window: Option<usize>) -> Attention<'static> {
     let scale = 1.0 / (head_dim as f32).sqrt();
-    Attention { heads, kv_heads, head_dim, q_stride: heads * head_dim + 7, scale, window }
+    Attention {
+        heads,
+        kv_heads,
+        key_dim: head_dim,
+        value_dim: head_dim,
+        q_stride: heads * head_dim + 7,
+        scale,
+        window,
+        chunk: None,
+        soft_cap: None,
+        sinks: None,
+        slopes: None,
+    }
 }
 
 #[test]

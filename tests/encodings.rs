@@ -2,7 +2,7 @@
 //! very bits that multiplying with the decoded matrix gives, on every instruction set, for any number of tokens, however
 //! the matrix is cut.
 
-use layerstream::backend::cpu::{Columns, Cpu, Isa, Mode, Scales, Tile};
+use layerstream::backend::cpu::{Columns, Cpu, Finish, Isa, Scales, Tile};
 use layerstream::encoding::Encoding;
 
 /// SplitMix64.
@@ -169,7 +169,7 @@ impl Matrix {
 fn product(cpu: &mut Cpu, w: Tile<'_>, x: &[f32]) -> Vec<u32> {
     let rows = w.rows();
     let mut out = vec![f32::NAN; x.len() / w.k * rows];
-    cpu.matmul(w, x, None, Columns { data: &mut out, stride: rows, first: 0 }, Mode::Store);
+    cpu.matmul(w, x, Columns { data: &mut out, stride: rows, first: 0 }, Finish::default());
     out.iter().map(|x| x.to_bits()).collect()
 }
 
@@ -218,7 +218,7 @@ fn the_cut_into_tiles_does_not_show() {
                 let mut out = vec![0.0; tokens * rows];
                 for first in (0..rows).step_by(at_once) {
                     let tile = matrix.tile(first, at_once.min(rows - first));
-                    cpu.matmul(tile, &x, None, Columns { data: &mut out, stride: rows, first }, Mode::Store);
+                    cpu.matmul(tile, &x, Columns { data: &mut out, stride: rows, first }, Finish::default());
                 }
                 assert!(out.iter().map(|x| x.to_bits()).eq(whole.iter().copied()), "{encoding}, {at_once} rows a tile");
             }

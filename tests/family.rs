@@ -77,27 +77,27 @@ fn the_newer_key_style_means_the_same() {
         .remove("torch_dtype")
         .set("rope_parameters", parameters)
         .set("dtype", json!("bfloat16"));
-    assert_eq!(newer.program().rope, published.program().rope);
+    assert_eq!(newer.program().ropes, published.program().ropes);
 }
 
 #[test]
 fn linear_scaling_divides_every_frequency() {
     let scaled = Changed::new("yi").set("rope_scaling", json!({"type": "linear", "factor": 4.0})).program();
-    assert_close(&scaled.rope.inv_freq, plain(5e6, 8).map(|freq| freq / 4.0));
+    assert_close(&scaled.ropes[0].inv_freq, plain(5e6, 8).map(|freq| freq / 4.0));
 }
 
 #[test]
 fn dynamic_scaling_grows_the_base_beyond_the_original_length() {
     let config = Changed::new("yi").set("rope_scaling", json!({"rope_type": "dynamic", "factor": 2.0}));
-    let rope = config.set("max_position_embeddings", json!(64)).program().rope;
-    assert_close(&rope.inv_freq(64), plain(5e6, 8));
+    let rope = config.set("max_position_embeddings", json!(64)).program().ropes.remove(0);
+    assert_close(&rope.inv_freq(64, 64), plain(5e6, 8));
     let base: f64 = 5e6 * (2.0 * 100.0 / 64.0 - 1.0_f64).powf(8.0 / 6.0);
-    assert_close(&rope.inv_freq(100), plain(base, 8));
+    assert_close(&rope.inv_freq(60, 100), plain(base, 8));
 }
 
 #[test]
 fn llama3_scaling_blends_between_the_two_wavelengths() {
-    let rope = Changed::new("llama32_tied").program().rope;
+    let rope = Changed::new("llama32_tied").program().ropes.remove(0);
     let expected = plain(500_000.0, 16).map(|freq| {
         let (length, wavelength) = (64.0, TAU / freq);
         match wavelength {
@@ -116,7 +116,9 @@ fn llama3_scaling_blends_between_the_two_wavelengths() {
 fn windows_are_where_the_configuration_puts_them() {
     let windows = |changed: Changed| -> Vec<Option<usize>> {
         let steps = changed.program().steps.into_iter();
-        steps.filter_map(|step| if let Step::Attend { window, .. } = step { Some(window) } else { None }).collect()
+        steps
+            .filter_map(|step| if let Step::Attend { attention, .. } = step { Some(attention.window) } else { None })
+            .collect()
     };
     let qwen = || Changed::new("qwen2_yarn").set("use_sliding_window", json!(true)).set("sliding_window", json!(16));
     assert_eq!(windows(Changed::new("mistral_window")), [Some(24); 3]);
@@ -133,7 +135,7 @@ fn what_is_not_implemented_is_refused_by_name() {
     let cases = [
         (yi().set("architectures", json!(["MambaForCausalLM"])), "MambaForCausalLM"),
         (yi().set("hidden_act", json!("relu2")), "relu2"),
-        (yi().set("rope_scaling", json!({"rope_type": "longrope", "factor": 2.0})), "longrope"),
+        (yi().set("rope_scaling", json!({"rope_type": "proportional", "factor": 2.0})), "proportional"),
         (yi().set("partial_rotary_factor", json!(0.5)), "partial_rotary_factor"),
         (yi().set("quantization_config", json!({"quant_method": "awq"})), "awq"),
         (yi().set("head_dim", json!(512)), "head size of 512"),

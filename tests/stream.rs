@@ -8,6 +8,7 @@ use std::time::Duration;
 use layerstream::Error;
 use layerstream::checkpoint::{FileId, Span};
 use layerstream::disk::{DiskOptions, ReaderKind, Source, measure};
+use layerstream::plan::Tier;
 use layerstream::stream::{Conveyor, TileRead, resident_bytes, ring_floor};
 use tempfile::TempDir;
 
@@ -33,7 +34,7 @@ fn file(dir: &Path, name: &str, bytes: &[u8]) -> PathBuf {
 }
 
 fn tile(file: u32, offset: u64, len: u64) -> TileRead {
-    TileRead { span: Span { file: FileId(file), offset, len }, resident: false }
+    TileRead { span: Span { file: FileId(file), offset, len }, tier: Tier::Disk }
 }
 
 fn source(files: Vec<PathBuf>) -> Source {
@@ -41,7 +42,7 @@ fn source(files: Vec<PathBuf>) -> Source {
 }
 
 fn options(reader: ReaderKind) -> DiskOptions {
-    DiskOptions { reader: Some(reader), chunk_bytes: Some(128 << 10), depth: Some(6) }
+    DiskOptions { reader: Some(reader), chunk_bytes: Some(128 << 10), depth: Some(6), ..DiskOptions::default() }
 }
 
 /// Streams `passes` passes and compares every tile with the bytes in `files`.
@@ -60,7 +61,10 @@ fn tiles_of(files: &[Vec<u8>], len: u64) -> Vec<TileRead> {
         let mut offset = 3;
         while offset < bytes.len() as u64 {
             let len = len.min(bytes.len() as u64 - offset);
-            tiles.push(TileRead { resident: tiles.len() % 3 == 2, ..tile(id as u32, offset, len) });
+            tiles.push(TileRead {
+                tier: if tiles.len() % 3 == 2 { Tier::Host } else { Tier::Disk },
+                ..tile(id as u32, offset, len)
+            });
             offset += len;
         }
     }

@@ -2,26 +2,62 @@
 //! bindings, which open libcuda when the first of them is called; nothing here is called before [`Gpu::open`] has found it
 //! to be there, so a program with this module starts on machines without a driver.
 //!
-//! Everything holds on to its [`Gpu`], whose context outlives it. Values belong to the thread that opened the GPU.
+//! Everything holds on to its [`Gpu`], whose context outlives it. Values may move to another thread; that thread calls
+//! [`Gpu::make_current`] before it uses them. Nothing here waits for a whole device.
 
-use std::ffi::{CString, c_void};
+mod memory;
+mod stream;
+
+use std::ffi::CString;
 use std::fmt;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use cudarc::driver::result;
 use cudarc::driver::sys::{self, CUdevice_attribute, CUfunction_attribute};
 
-use crate::launch::Launch;
+pub use memory::{Memory, Pinned};
+pub use stream::{Event, Stream};
+
+/// What went wrong, as far as it decides what a person can do about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// No libcuda, or one that finds no device to drive.
+    NoDriver,
+    /// A driver older than what the kernels were compiled for, or than this program's calls.
+    DriverTooOld,
+    /// No GPU of the number asked for.
+    NoDevice,
+    /// A GPU for which there are no kernels.
+    GpuTooOld,
+    /// The device's memory is full, or the system does not let so much of its own be page-locked.
+    OutOfMemory,
+    /// The device, or what ran on it, is beyond repair for this process.
+    Lost,
+    Other,
+}
 
 /// A call of the driver that failed, and what it was for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Error(String);
+pub struct Error {
+    kind: ErrorKind,
+    message: String,
+}
 
 pub type Result<T> = std::result::Result<T, Error>;
 
+impl Error {
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    fn new(kind: ErrorKind, message: impl Into<String>) -> Error {
+        Error { kind, message: message.into() }
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.message)
     }
 }
 
@@ -29,7 +65,36 @@ impl std::error::Error for Error {}
 
 impl From<Error> for String {
     fn from(error: Error) -> String {
-        error.0
+        error.message
+    }
+}
+
+/// What a status of the driver means to a person.
+fn kind(status: sys::CUresult) -> ErrorKind {
+    use sys::CUresult::*;
+    match status {
+        CUDA_ERROR_STUB_LIBRARY | CUDA_ERROR_NOT_INITIALIZED => ErrorKind::NoDriver,
+        CUDA_ERROR_UNSUPPORTED_PTX_VERSION
+        | CUDA_ERROR_SYSTEM_DRIVER_MISMATCH
+        | CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE => ErrorKind::DriverTooOld,
+        CUDA_ERROR_NO_DEVICE | CUDA_ERROR_INVALID_DEVICE => ErrorKind::NoDevice,
+        CUDA_ERROR_NO_BINARY_FOR_GPU => ErrorKind::GpuTooOld,
+        CUDA_ERROR_OUT_OF_MEMORY => ErrorKind::OutOfMemory,
+        CUDA_ERROR_ILLEGAL_ADDRESS
+        | CUDA_ERROR_LAUNCH_FAILED
+        | CUDA_ERROR_LAUNCH_TIMEOUT
+        | CUDA_ERROR_HARDWARE_STACK_ERROR
+        | CUDA_ERROR_ILLEGAL_INSTRUCTION
+        | CUDA_ERROR_MISALIGNED_ADDRESS
+        | CUDA_ERROR_INVALID_ADDRESS_SPACE
+        | CUDA_ERROR_INVALID_PC
+        | CUDA_ERROR_ECC_UNCORRECTABLE
+        | CUDA_ERROR_NVLINK_UNCORRECTABLE
+        | CUDA_ERROR_CONTEXT_IS_DESTROYED
+        | CUDA_ERROR_DEINITIALIZED
+        | CUDA_ERROR_SYSTEM_NOT_READY
+        | CUDA_ERROR_UNKNOWN => ErrorKind::Lost,
+        _ => ErrorKind::Other,
     }
 }
 
@@ -43,21 +108,29 @@ impl<T> Context<T> for std::result::Result<T, result::DriverError> {
         self.map_err(|e| {
             let name = e.error_name().ok().and_then(|s| s.to_str().ok()).unwrap_or("an unknown error");
             let text = e.error_string().ok().and_then(|s| s.to_str().ok()).unwrap_or("no description");
-            Error(format!("{}: {text} ({name})", what()))
+            Error::new(kind(e.0), format!("{}: {text} ({name})", what()))
         })
     }
 }
 
 // --- the GPU ---------------------------------------------------------------------------------------------------------
 
+/// The oldest CUDA version whose calls are made here, as `cuDriverGetVersion` counts; cudarc binds that of 11.4.
+const OLDEST_DRIVER: i32 = 11040;
+
 /// A GPU and its primary context, which is current on the thread that opened it.
 #[derive(Clone)]
-pub struct Gpu(Rc<Primary>);
+pub struct Gpu(Arc<Primary>);
 
 struct Primary {
     device: sys::CUdevice,
     context: sys::CUcontext,
 }
+
+// SAFETY: a device number and a handle that the driver lets any thread use.
+unsafe impl Send for Primary {}
+// SAFETY: as above; the driver locks what is behind the handle.
+unsafe impl Sync for Primary {}
 
 impl Drop for Primary {
     fn drop(&mut self) {
@@ -74,22 +147,38 @@ impl Gpu {
     pub fn open(number: u32) -> Result<Gpu> {
         // SAFETY: opening libcuda runs its initialisers, which any program may.
         if !unsafe { sys::is_culib_present() } {
-            return Err(Error("there is no NVIDIA driver (libcuda.so.1 was not found)".into()));
+            return Err(Error::new(ErrorKind::NoDriver, "there is no NVIDIA driver (libcuda.so.1 was not found)"));
         }
         result::init().context(|| "the NVIDIA driver does not start".into())?;
+        let (major, minor) = driver_version()?;
+        if ((major * 1000 + minor * 10) as i32) < OLDEST_DRIVER {
+            let problem = format!("the NVIDIA driver is too old: it has CUDA {major}.{minor}, at least 11.4 is needed");
+            return Err(Error::new(ErrorKind::DriverTooOld, problem));
+        }
         let count = result::device::get_count().context(|| "counting GPUs".into())?;
         if count <= number as i32 {
-            return Err(Error(format!("there is no GPU {number}: the driver shows {count}")));
+            return Err(Error::new(ErrorKind::NoDevice, format!("there is no GPU {number}: the driver shows {count}")));
         }
         let device = result::device::get(number as i32).context(|| format!("finding GPU {number}"))?;
         // SAFETY: a device that the driver has just named; the context is released by `Primary`, after its last user.
         unsafe {
             let context =
                 result::primary_ctx::retain(device).context(|| format!("making a context on GPU {number}"))?;
-            let primary = Rc::new(Primary { device, context });
+            let primary = Arc::new(Primary { device, context });
             result::ctx::set_current(primary.context).context(|| format!("using GPU {number}"))?;
             Ok(Gpu(primary))
         }
+    }
+
+    /// Makes its context the one that calls from this thread go to.
+    pub fn make_current(&self) -> Result<()> {
+        // SAFETY: the context is retained until `Primary` is dropped.
+        unsafe { result::ctx::set_current(self.0.context) }.context(|| "using the GPU from another thread".into())
+    }
+
+    /// The same where there is nobody to tell of a failure: before something is freed, whose own failure tells as much.
+    fn for_drop(&self) {
+        let _ = self.make_current();
     }
 
     /// The name that the maker gives it.
@@ -131,28 +220,36 @@ impl Gpu {
 
     /// The CUDA version that the driver has, such as (13, 0).
     pub fn driver_version(&self) -> Result<(u32, u32)> {
-        let mut version = 0;
-        // SAFETY: writes one int.
-        unsafe { sys::cuDriverGetVersion(&mut version) }
-            .result()
-            .context(|| "asking for the driver's version".into())?;
-        Ok((version as u32 / 1000, version as u32 % 1000 / 10))
+        driver_version()
     }
+}
+
+fn driver_version() -> Result<(u32, u32)> {
+    let mut version = 0;
+    // SAFETY: writes one int.
+    unsafe { sys::cuDriverGetVersion(&mut version) }.result().context(|| "asking for the driver's version".into())?;
+    Ok((version as u32 / 1000, version as u32 % 1000 / 10))
 }
 
 // --- kernels ---------------------------------------------------------------------------------------------------------
 
 /// Kernels in the memory of a GPU.
 #[derive(Clone)]
-pub struct Module(Rc<Loaded>);
+pub struct Module(Arc<Loaded>);
 
 struct Loaded {
     gpu: Gpu,
     module: sys::CUmodule,
 }
 
+// SAFETY: a handle that the driver lets any thread use.
+unsafe impl Send for Loaded {}
+// SAFETY: as above; a loaded module does not change.
+unsafe impl Sync for Loaded {}
+
 impl Drop for Loaded {
     fn drop(&mut self) {
+        self.gpu.for_drop();
         // SAFETY: loaded by `load`, unloaded once.
         let _ = unsafe { result::module::unload(self.module) };
     }
@@ -174,7 +271,7 @@ impl Module {
             let arch = gpu.arch().unwrap_or_default();
             format!("the kernels of {name} do not load on this sm_{arch} with a driver for CUDA {major}.{minor}")
         })?;
-        Ok(Module(Rc::new(Loaded { gpu: gpu.clone(), module })))
+        Ok(Module(Arc::new(Loaded { gpu: gpu.clone(), module })))
     }
 
     /// The kernel of this name, if the module has it, allowed all the dynamic shared memory that the GPU has for it.
@@ -207,178 +304,7 @@ pub struct Function {
     function: sys::CUfunction,
 }
 
-// --- memory ----------------------------------------------------------------------------------------------------------
-
-/// Memory of a GPU, freed on drop: no launch may use it then.
-pub struct Memory {
-    /// Outlives the memory.
-    _gpu: Gpu,
-    address: sys::CUdeviceptr,
-    len: usize,
-}
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        if self.len > 0 {
-            // SAFETY: allocated by `new`, freed once.
-            let _ = unsafe { result::free_sync(self.address) };
-        }
-    }
-}
-
-impl Memory {
-    /// `len` bytes, uninitialised, aligned to 256. None for 0.
-    pub fn new(gpu: &Gpu, len: usize) -> Result<Memory> {
-        let address = match len {
-            0 => 0,
-            // SAFETY: the context is current.
-            _ => unsafe { result::malloc_sync(len) }.context(|| {
-                let free = gpu.memory().map_or(0, |(free, _)| free);
-                format!("allocating {len} bytes of GPU memory, of which {free} are free")
-            })?,
-        };
-        Ok(Memory { _gpu: gpu.clone(), address, len })
-    }
-
-    pub fn address(&self) -> u64 {
-        self.address
-    }
-
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    fn range(&self, at: usize, len: usize) -> sys::CUdeviceptr {
-        let end = at.checked_add(len);
-        assert!(end.is_some_and(|end| end <= self.len), "{len} bytes at {at} of GPU memory of {}", self.len);
-        self.address + at as u64
-    }
-
-    /// Copies `bytes` to offset `at`, and waits.
-    pub fn upload(&mut self, at: usize, bytes: &[u8]) -> Result<()> {
-        if bytes.is_empty() {
-            return Ok(());
-        }
-        // SAFETY: both ranges are valid for the length.
-        unsafe { result::memcpy_htod_sync(self.range(at, bytes.len()), bytes) }
-            .and_then(|()| wait_for_default_stream())
-            .context(|| format!("copying {} bytes to the GPU", bytes.len()))
-    }
-
-    /// `len` bytes from offset `at`. Does not wait for any [`Stream`].
-    pub fn download(&self, at: usize, len: usize) -> Result<Vec<u8>> {
-        let mut bytes = vec![0; len];
-        if len > 0 {
-            // SAFETY: both ranges are valid for the length.
-            unsafe { result::memcpy_dtoh_sync(&mut bytes, self.range(at, len)) }
-                .context(|| format!("copying {len} bytes from the GPU"))?;
-        }
-        Ok(bytes)
-    }
-
-    /// Copies the `len` bytes at `from` to `to`, and waits. The two must not overlap.
-    pub fn copy_within(&mut self, from: usize, to: usize, len: usize) -> Result<()> {
-        assert!(from + len <= to || to + len <= from, "{len} bytes from {from} to {to} overlap");
-        // SAFETY: both ranges are valid for the length, and apart.
-        unsafe { result::memcpy_dtod_sync(self.range(to, len), self.range(from, len), len) }
-            .and_then(|()| wait_for_default_stream())
-            .context(|| format!("copying {len} bytes on the GPU"))
-    }
-}
-
-/// What copies "synchronously" may still be on its way to its place when the driver returns, and a [`Stream`] would not
-/// wait for it.
-fn wait_for_default_stream() -> std::result::Result<(), result::DriverError> {
-    // SAFETY: the default stream always exists.
-    unsafe { result::stream::synchronize(result::stream::null()) }
-}
-
-// --- streams and events ----------------------------------------------------------------------------------------------
-
-/// A queue of work.
-pub struct Stream {
-    /// Outlives the stream.
-    _gpu: Gpu,
-    stream: sys::CUstream,
-}
-
-impl Drop for Stream {
-    fn drop(&mut self) {
-        // SAFETY: created by `new`, destroyed once; what is queued still runs.
-        let _ = unsafe { result::stream::destroy(self.stream) };
-    }
-}
-
-impl Stream {
-    /// A stream that does not wait for the default stream, nor that for it.
-    pub fn new(gpu: &Gpu) -> Result<Stream> {
-        let stream = result::stream::create(result::stream::StreamKind::NonBlocking);
-        Ok(Stream { _gpu: gpu.clone(), stream: stream.context(|| "making a stream".into())? })
-    }
-
-    /// Queues a kernel. `params` are copied before this returns.
-    ///
-    /// # Errors
-    /// A shape that the GPU or the kernel does not allow; and whatever went wrong in earlier work.
-    ///
-    /// # Safety
-    /// `params` is the parameter struct of this very kernel, and its pointers are valid for what the kernel does with them
-    /// until it has ended.
-    pub unsafe fn launch(&self, function: &Function, launch: &Launch, params: &[u8]) -> Result<()> {
-        // At an address that is aligned for any struct.
-        let mut aligned = vec![0u128; params.len().div_ceil(16).max(1)];
-        let ([gx, gy, gz], [bx, by, bz]) = (launch.grid, launch.block);
-        // SAFETY: `aligned` has room for `params`; one pointer for the one parameter; the rest is the caller's promise.
-        unsafe {
-            std::ptr::copy_nonoverlapping(params.as_ptr(), aligned.as_mut_ptr().cast(), params.len());
-            let mut pointers: [*mut c_void; 1] = [aligned.as_mut_ptr().cast()];
-            let shape = ((gx, gy, gz), (bx, by, bz));
-            result::launch_kernel(function.function, shape.0, shape.1, launch.shared, self.stream, &mut pointers)
-        }
-        .context(|| format!("launching {} with grid {:?}, block {:?}", launch.kernel, launch.grid, launch.block))
-    }
-
-    /// Queues `event`: it happens when all that was queued before has ended.
-    pub fn record(&self, event: &Event) -> Result<()> {
-        // SAFETY: both exist.
-        unsafe { result::event::record(event.event, self.stream) }.context(|| "recording an event".into())
-    }
-
-    /// Waits, on the CPU, for all that is queued.
-    pub fn synchronize(&self) -> Result<()> {
-        // SAFETY: the stream exists.
-        unsafe { result::stream::synchronize(self.stream) }.context(|| "running kernels".into())
-    }
-}
-
-/// A point in a stream, with the time at which it was reached.
-pub struct Event {
-    /// Outlives the event.
-    _gpu: Gpu,
-    event: sys::CUevent,
-}
-
-impl Drop for Event {
-    fn drop(&mut self) {
-        // SAFETY: created by `new`, destroyed once.
-        let _ = unsafe { result::event::destroy(self.event) };
-    }
-}
-
-impl Event {
-    pub fn new(gpu: &Gpu) -> Result<Event> {
-        let event = result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT);
-        Ok(Event { _gpu: gpu.clone(), event: event.context(|| "making an event".into())? })
-    }
-
-    /// Seconds from `start` to this event, both of which have happened: an error if not.
-    pub fn seconds_since(&self, start: &Event) -> Result<f64> {
-        // SAFETY: both exist.
-        let milliseconds = unsafe { result::event::elapsed(start.event, self.event) };
-        Ok(f64::from(milliseconds.context(|| "reading the time between two events".into())?) / 1e3)
-    }
-}
+// SAFETY: a handle that the driver lets any thread use, of a module that stays loaded.
+unsafe impl Send for Function {}
+// SAFETY: as above; a function does not change.
+unsafe impl Sync for Function {}

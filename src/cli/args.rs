@@ -6,13 +6,14 @@ use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
+use crate::backend::Device;
 use crate::checkpoint::Dtype;
 use crate::disk::{DiskOptions, ReaderKind};
 use crate::generate::GenerateOptions;
 use crate::model::Options;
 use crate::synth::Spec;
 
-use super::values::{Device, Ids, positive, size};
+use super::values::{Ids, positive, size};
 
 /// Run language models that do not fit: their weights stay on disk and stream, tile by tile, through a fixed amount of
 /// memory.
@@ -324,9 +325,12 @@ pub struct Resources {
     /// plan and chat 4096, or what the model was made for if less]
     #[arg(long, value_name = "N", value_parser = positive)]
     pub context: Option<usize>,
-    /// Where to compute: auto or cpu
-    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = str::parse::<Device>)]
+    /// Where to compute: auto, cpu, or cuda:N, the NVIDIA GPU of that number
+    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = device)]
     pub device: Device,
+    /// Hard limit on memory of the GPU, the driver's own share included [default: 90 % of what is free]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub vram: Option<u64>,
     /// Threads that compute [default: one for each core]
     #[arg(long, value_name = "N", value_parser = positive)]
     pub threads: Option<usize>,
@@ -356,11 +360,18 @@ impl Resources {
                 reader: self.reader,
                 chunk_bytes: self.chunk.map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX)),
                 depth: self.depth,
+                ..DiskOptions::default()
             },
             replicas: self.replica.clone(),
             threads: self.threads,
+            device: self.device,
+            vram: self.vram,
         }
     }
+}
+
+fn device(text: &str) -> Result<Device, String> {
+    text.parse().map_err(|e: crate::Error| e.to_string())
 }
 
 fn reader(text: &str) -> Result<ReaderKind, String> {

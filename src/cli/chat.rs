@@ -73,7 +73,7 @@ impl Chat<'_> {
         let stats = generation.stats();
         drop(status);
         if self.args.stats {
-            let costs = Costs::new(model, &self.args.model.path, self.args.resources.device, stats);
+            let costs = Costs::new(model, &self.args.model.path, stats);
             tell(costs.table());
         }
         Ok(outputs.swap_remove(0).text)

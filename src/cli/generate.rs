@@ -38,7 +38,7 @@ pub fn run(args: &args::Generate) -> Result<()> {
     let stats = generation.stats();
     drop(status);
 
-    let costs = Costs::new(&model, path, args.resources.device, stats);
+    let costs = Costs::new(&model, path, stats);
     if args.stats {
         output::tell(costs.table());
     }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use crate::backend::cpu::{Columns, Cpu, Mode, Scales, Tile};
+use crate::backend::cpu::{Columns, Cpu, Finish, Scales, Tile};
 use crate::disk::measure;
 use crate::error::Result;
 use crate::model::Outline;
@@ -169,7 +169,7 @@ fn multiply_speed(program: &Program, threads: Option<usize>) -> Result<f64> {
     while start.elapsed() < LOOK {
         for bytes in weights.chunks_exact(tile) {
             let columns = Columns { data: &mut out, stride: rows, first: 0 };
-            cpu.matmul(Tile { bytes, encoding, k, scales }, &x, None, columns, Mode::Store);
+            cpu.matmul(Tile { bytes, encoding, k, scales }, &x, columns, Finish::default());
         }
         bytes += weights.len();
     }

@@ -85,16 +85,18 @@ pub fn config(checkpoint: &Checkpoint, metadata: &Metadata) -> Result<Config> {
 /// What a configuration cannot say: in llama files the rows of queries and keys are in such an order that neighbours
 /// rotate together, and frequencies may be divided by factors that lie in the file.
 pub fn finish(program: &mut Program, metadata: &Metadata) -> Result<()> {
-    let rope = &mut program.rope;
-    if metadata.text("general.architecture")? == Some("llama") {
-        rope.style = RopeStyle::Interleaved;
+    let interleaved = metadata.text("general.architecture")? == Some("llama");
+    for rope in &mut program.ropes {
+        if interleaved {
+            rope.style = RopeStyle::Interleaved;
+        }
+        let Some(factors) = metadata.rope_factors() else { continue };
+        if factors.len() != rope.inv_freq.len() || rope.dynamic.is_some() {
+            let (found, expected) = (factors.len(), rope.inv_freq.len());
+            return Err(metadata.problem(format!("`rope_freqs.weight` has {found} factors for {expected} frequencies")));
+        }
+        rope.inv_freq.iter_mut().zip(factors).for_each(|(frequency, factor)| *frequency /= factor);
     }
-    let Some(factors) = metadata.rope_factors() else { return Ok(()) };
-    if factors.len() != rope.inv_freq.len() || rope.dynamic.is_some() {
-        let (found, expected) = (factors.len(), rope.inv_freq.len());
-        return Err(metadata.problem(format!("`rope_freqs.weight` has {found} factors for {expected} frequencies")));
-    }
-    rope.inv_freq.iter_mut().zip(factors).for_each(|(frequency, factor)| *frequency /= factor);
     Ok(())
 }
 

@@ -2,14 +2,30 @@
 //! [`Program`]; one small file each. What is detected from `config.json` decides, never a flag; whatever would change
 //! the result and is not implemented is refused by name.
 
+mod baichuan;
+mod blocks;
 mod builder;
+mod chatglm;
+mod cohere;
 mod config;
+mod dense;
+mod falcon;
+mod gemma;
 mod gguf;
+mod glm;
+mod gpt_neox;
+mod granite;
+mod internlm;
 mod llama;
 mod mistral;
+mod olmo2;
+mod phi3;
 mod quantization;
+mod qwen1;
 mod qwen2;
 mod qwen3;
+mod rope;
+mod starcoder2;
 
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
@@ -23,14 +39,54 @@ use quantization::Quantization;
 struct Family {
     name: &'static str,
     architectures: &'static [&'static str],
+    /// What is special about it, in a line.
+    special: &'static str,
     build: fn(&Config, Builder) -> Result<Program>,
 }
 
-const FAMILIES: &[Family] = &[llama::FAMILY, mistral::FAMILY, qwen2::FAMILY, qwen3::FAMILY];
+const FAMILIES: &[Family] = &[
+    llama::FAMILY,
+    mistral::FAMILY,
+    qwen1::FAMILY,
+    qwen2::FAMILY,
+    qwen3::FAMILY,
+    chatglm::FAMILY,
+    glm::FAMILY,
+    glm::GLM4,
+    baichuan::FAMILY,
+    internlm::FAMILY,
+    internlm::INTERNLM2,
+    gemma::FAMILY,
+    gemma::GEMMA2,
+    gemma::GEMMA3,
+    phi3::FAMILY,
+    olmo2::FAMILY,
+    cohere::FAMILY,
+    cohere::COHERE2,
+    granite::FAMILY,
+    starcoder2::FAMILY,
+    falcon::FAMILY,
+    gpt_neox::FAMILY,
+];
 
-/// The architectures that can be run, by family, as `config.json` names them.
-pub fn supported() -> impl Iterator<Item = (&'static str, &'static [&'static str])> {
-    FAMILIES.iter().map(|family| (family.name, family.architectures))
+/// A family that can be run, for people to read.
+#[derive(Clone, Copy, Debug, serde::Serialize)]
+pub struct Supported {
+    pub family: &'static str,
+    /// Class names, as `config.json` has them.
+    pub architectures: &'static [&'static str],
+    /// How it differs from Llama.
+    pub special: &'static str,
+}
+
+/// All families that can be run.
+pub fn supported() -> impl Iterator<Item = Supported> {
+    let row = |family: &Family| Supported {
+        family: family.name,
+        architectures: family.architectures,
+        special: family.special,
+    };
+    FAMILIES.iter().map(row)
 }
 
 /// Builds the program of the model in `checkpoint`, from the `config.json` beside it or the metadata in it.

@@ -17,14 +17,15 @@ const WORTH_TUNING: u64 = 2 << 30;
 /// The most time that choosing chunk size and depth may take, for all drives together.
 const TUNING: Duration = Duration::from_millis(250);
 
-/// What a test puts between a reader and the thread that drives it.
-pub(super) type Wrap = dyn Fn(Box<dyn Reader>) -> Box<dyn Reader> + Send + Sync;
+/// What a test or a measurement puts between a reader and the thread that drives it.
+pub(crate) type Wrap = dyn Fn(Box<dyn Reader>) -> Box<dyn Reader> + Send + Sync;
 
 /// Streams tiles from drives in a fixed cyclic order, reading ahead as far as its memory allows.
 ///
 /// All memory is allocated by [`Conveyor::start`]: exactly [`resident_bytes`](super::resident_bytes).
 pub struct Conveyor {
     shared: Arc<Shared>,
+    memory: [Arc<Mapping>; 2],
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -63,7 +64,8 @@ impl Conveyor {
         Conveyor::start_wrapped(source, &tiles, ring_bytes, options, Arc::new(|reader| reader))
     }
 
-    pub(super) fn start_wrapped(
+    /// As [`Conveyor::start`], with every reader inside what `wrap` makes of it.
+    pub(crate) fn start_wrapped(
         source: &Source,
         tiles: &[TileRead],
         ring_bytes: usize,
@@ -103,10 +105,11 @@ impl Conveyor {
             chunk_bytes: chunk,
             drives: drives.iter().zip(&depths).map(|(drive, &depth)| drive_stats(drive, depth)).collect(),
         };
+        let memory = [Arc::clone(ring.mapping()), Arc::clone(arena.mapping())];
         let schedule = Schedule::new(tiles, ring, arena, chunk, align);
         let state = State { schedule, in_flight: 0, paused: false, stopped: false, failure: None, stats };
         let shared = Arc::new(Shared { state: Mutex::new(state), room: Condvar::new(), ready: Condvar::new() });
-        let mut conveyor = Conveyor { shared, threads: Vec::new() };
+        let mut conveyor = Conveyor { shared, memory, threads: Vec::new() };
         for (index, (drive, depth)) in drives.into_iter().zip(depths).enumerate() {
             conveyor.launch(index, drive, depth, &buffer, &wrap)?;
         }
@@ -145,31 +148,70 @@ impl Conveyor {
         Ok(())
     }
 
-    /// Waits for the next tile in order, which after the last is the first again. The tile is given back by dropping it.
+    /// Waits for the next tile in order, which after the last is the first again. The tile is given back by dropping it;
+    /// several may be held, though every one that is leaves less room to read ahead.
     ///
     /// # Errors
     /// [`Error::Read`] with file, offset and length of a read that failed, now or earlier. The conveyor is then of no
     /// further use.
-    #[expect(clippy::should_implement_trait, reason = "a tile borrows the conveyor, which an iterator's item cannot")]
-    pub fn next(&mut self) -> Result<Tile<'_>> {
+    ///
+    /// # Panics
+    /// If the tiles that are held leave no room for the next, so that the caller would wait for itself.
+    #[expect(clippy::should_implement_trait, reason = "there is no end, and errors are final")]
+    pub fn next(&mut self) -> Result<Tile> {
+        loop {
+            if let Some(tile) = self.next_within(Duration::MAX)? {
+                return Ok(tile);
+            }
+        }
+    }
+
+    /// The next tile if it is there already.
+    ///
+    /// # Errors
+    /// As [`Conveyor::next`].
+    pub fn try_next(&mut self) -> Result<Option<Tile>> {
+        self.next_within(Duration::ZERO)
+    }
+
+    /// The next tile if it is there in time.
+    ///
+    /// # Errors
+    /// As [`Conveyor::next`].
+    pub fn next_within(&mut self, patience: Duration) -> Result<Option<Tile>> {
         let mut state = self.shared.lock();
-        let mut waiting = None;
+        let since = Instant::now();
+        let mut waited = false;
         loop {
             if let Some(failure) = &state.failure {
                 return Err(repeat(failure));
             }
-            if let Some(tile) = state.schedule.take() {
-                state.stats.consumer_wait += waiting.map_or(Duration::ZERO, |since: Instant| since.elapsed());
-                let Lent { region, span } = tile;
-                return Ok(Tile { shared: &self.shared, region: Some(region), span });
+            let tile = state.schedule.take();
+            let left = patience.saturating_sub(since.elapsed());
+            if tile.is_some() || left.is_zero() {
+                if waited {
+                    state.stats.consumer_wait += since.elapsed();
+                }
+                let shared = &self.shared;
+                let own =
+                    |Lent { index, region, span }| Tile { shared: shared.clone(), index, region: Some(region), span };
+                return Ok(tile.map(own));
             }
-            waiting.get_or_insert_with(Instant::now);
-            state = wait(&self.shared.ready, state);
+            let stuck = state.in_flight == 0 && state.schedule.head_is_lent();
+            assert!(!(stuck && patience == Duration::MAX), "the next tile is held by who asks for it");
+            waited = true;
+            let wake = self.shared.ready.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
+            state = wake.0;
         }
     }
 
-    /// Goes back to the first tile, after a pass that was not completed. Waits for the reads in flight, whose bytes are
-    /// dropped; does nothing if the next tile is the first anyway.
+    /// The memory that tiles lie in: the ring, and that of the tiles that stay here.
+    pub(crate) fn memory(&self) -> &[Arc<Mapping>; 2] {
+        &self.memory
+    }
+
+    /// Goes back to the first tile, after a pass that was not completed and all of whose tiles were given back. Waits for
+    /// the reads in flight, whose bytes are dropped; does nothing if the next tile is the first anyway.
     ///
     /// # Errors
     /// As [`Conveyor::next`].
@@ -254,8 +296,8 @@ impl Shared {
         self.room.notify_all();
     }
 
-    fn give_back(&self, region: Region) {
-        self.lock().schedule.give_back(region);
+    fn give_back(&self, index: usize, region: Region) {
+        self.lock().schedule.give_back(index, region);
         self.room.notify_all();
     }
 }
@@ -265,14 +307,15 @@ fn wait<'a>(signal: &Condvar, state: MutexGuard<'a, State>) -> MutexGuard<'a, St
 }
 
 /// The bytes of one tile; gives its place in the ring back when dropped.
-pub struct Tile<'a> {
-    shared: &'a Shared,
+pub struct Tile {
+    shared: Arc<Shared>,
+    index: usize,
     /// `None` only while being dropped.
     region: Option<Region>,
     span: std::ops::Range<usize>,
 }
 
-impl Deref for Tile<'_> {
+impl Deref for Tile {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
@@ -280,10 +323,10 @@ impl Deref for Tile<'_> {
     }
 }
 
-impl Drop for Tile<'_> {
+impl Drop for Tile {
     fn drop(&mut self) {
         if let Some(region) = self.region.take() {
-            self.shared.give_back(region);
+            self.shared.give_back(self.index, region);
         }
     }
 }

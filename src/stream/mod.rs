@@ -2,7 +2,8 @@
 //! pass after pass.
 //!
 //! A [`Conveyor`] reads ahead of its consumer as far as the ring has room, across the end of a pass into the next, so that
-//! the drives never wait for arithmetic. Some tiles may be resident: read by the first pass that meets them, kept for ever.
+//! the drives never wait for arithmetic. Some tiles may be resident: read by the first pass that meets them, kept for ever,
+//! here or by whoever took them.
 
 mod conveyor;
 mod ring;
@@ -18,15 +19,18 @@ use crate::checkpoint::Span;
 use crate::disk::ReaderKind;
 use crate::disk::align::enclose;
 use crate::disk::memory::HUGE_PAGE;
+use crate::plan::Tier;
 
 pub use conveyor::{Conveyor, Tile};
+pub(crate) use worker::{Verdict, judge};
 
 /// A tile to be streamed: a run of bytes of one weight matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TileRead {
     pub span: Span,
-    /// Whether the tile stays in memory after its first read.
-    pub resident: bool,
+    /// Where it stays after its first read: nowhere, in the conveyor's memory, or with the consumer, who then is not
+    /// given it again.
+    pub tier: Tier,
 }
 
 /// What a [`Conveyor`] has done so far, and with what.
@@ -67,7 +71,7 @@ pub struct DriveStats {
     pub bytes_read: u64,
 }
 
-/// The smallest ring, in bytes, through which `tiles` can be streamed: the largest tile that is not resident, as it is
+/// The smallest ring, in bytes, through which `tiles` can be streamed: the largest tile that is not kept here, as it is
 /// read (see [`resident_bytes`] for `align`). More is needed for reading ahead.
 pub fn ring_floor(tiles: &[TileRead], align: usize) -> usize {
     streamed(tiles, align).max().unwrap_or(0)
@@ -84,11 +88,11 @@ fn ring_len(tiles: &[TileRead], ring_bytes: usize, align: usize) -> usize {
 }
 
 fn arena_len(tiles: &[TileRead], align: usize) -> usize {
-    let resident = tiles.iter().filter(|tile| tile.resident);
+    let resident = tiles.iter().filter(|tile| tile.tier == Tier::Host);
     resident.map(|tile| enclose(tile.span, align).len).sum::<usize>().next_multiple_of(HUGE_PAGE)
 }
 
 /// The lengths, as read, of the tiles that pass through the ring.
 fn streamed(tiles: &[TileRead], align: usize) -> impl Iterator<Item = usize> {
-    tiles.iter().filter(|tile| !tile.resident).map(move |tile| enclose(tile.span, align).len)
+    tiles.iter().filter(|tile| tile.tier != Tier::Host).map(move |tile| enclose(tile.span, align).len)
 }

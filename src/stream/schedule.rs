@@ -2,11 +2,13 @@
 //! threads or drives.
 //!
 //! Two places move through the endless sequence of tiles: `cursor`, the tile of which chunks are being asked for, and
-//! `head`, the tile that the consumer takes next. `cursor` runs ahead by at most one pass, as far as the ring has room.
+//! `head`, the tile that the consumer takes next. `cursor` runs ahead by at most one pass, as far as the ring has room. The
+//! consumer may hold several tiles; each leaves room for others when it is given back.
 
 use crate::disk::Read;
 use crate::disk::align::{Enclosing, chunk_size, enclose};
 use crate::disk::memory::Region;
+use crate::plan::Tier;
 
 use super::TileRead;
 use super::ring::Ring;
@@ -17,7 +19,7 @@ struct Entry {
     run: Enclosing,
     /// Bytes of the span.
     len: usize,
-    resident: bool,
+    tier: Tier,
     stage: Stage,
 }
 
@@ -32,6 +34,8 @@ enum Stage {
     Ready(Region),
     /// In the consumer's hands.
     Lent,
+    /// The consumer has it for good.
+    Gone,
 }
 
 pub(super) struct Schedule {
@@ -45,6 +49,8 @@ pub(super) struct Schedule {
 
 /// A whole tile, to be given back to the schedule that lent it.
 pub(super) struct Lent {
+    /// Which tile.
+    pub index: usize,
     pub region: Region,
     /// Where in the region the span is.
     pub span: std::ops::Range<usize>,
@@ -55,9 +61,9 @@ impl Schedule {
     pub(super) fn new(tiles: &[TileRead], ring: Region, mut arena: Region, chunk: usize, align: usize) -> Schedule {
         let entry = |tile: &TileRead| {
             let run = enclose(tile.span, align);
-            let stage = if tile.resident { Stage::Empty(arena.split_to(run.len)) } else { Stage::Absent };
+            let stage = if tile.tier == Tier::Host { Stage::Empty(arena.split_to(run.len)) } else { Stage::Absent };
             let (file, len) = (tile.span.file.0 as usize, tile.span.len as usize);
-            Entry { file, run, len, resident: tile.resident, stage }
+            Entry { file, run, len, tier: tile.tier, stage }
         };
         Schedule { tiles: tiles.iter().map(entry).collect(), ring: Ring::new(ring), chunk, align, head: 0, cursor: 0 }
     }
@@ -83,6 +89,11 @@ impl Schedule {
                     }
                     tile.stage = Stage::Reading { rest, landed };
                     return Some(Read { token, file: tile.file, offset, region, filled: 0, attempts: 0 });
+                }
+                // Its place is free again once the consumer has given it back.
+                Stage::Lent if tile.tier == Tier::Disk => {
+                    tile.stage = Stage::Lent;
+                    return None;
                 }
                 // A resident tile that an earlier pass has read.
                 kept => {
@@ -119,35 +130,60 @@ impl Schedule {
         self.head_index() == 0
     }
 
-    /// Hands out the tile at `head` if it is complete.
+    /// Whether the consumer still holds the tile at `head` from the pass before.
+    pub(super) fn head_is_lent(&self) -> bool {
+        matches!(self.tiles[self.head_index()].stage, Stage::Lent)
+    }
+
+    /// Hands out the tile at `head` if it is complete; the one after it becomes the head.
     pub(super) fn take(&mut self) -> Option<Lent> {
         let index = self.head_index();
         let tile = &mut self.tiles[index];
         match std::mem::replace(&mut tile.stage, Stage::Lent) {
-            Stage::Ready(region) => Some(Lent { region, span: tile.run.skip..tile.run.skip + tile.len }),
-            Stage::Lent => panic!("the latest tile was forgotten instead of dropped"),
-            incomplete => {
-                tile.stage = incomplete;
+            Stage::Ready(region) => {
+                let span = tile.run.skip..tile.run.skip + tile.len;
+                self.advance();
+                Some(Lent { index, region, span })
+            }
+            other => {
+                tile.stage = other;
                 None
             }
         }
     }
 
-    /// Takes back what [`Schedule::take`] handed out; the next tile becomes the head.
-    pub(super) fn give_back(&mut self, region: Region) {
-        let index = self.head_index();
-        let tile = &mut self.tiles[index];
-        tile.stage = if tile.resident {
-            Stage::Ready(region)
-        } else {
-            self.ring.free(region);
-            Stage::Absent
-        };
+    fn advance(&mut self) {
         self.head += 1;
+        self.pass_over_gone();
         self.cursor = self.cursor.max(self.head);
     }
 
-    /// Starts over at the first tile, keeping the resident tiles that are complete. No read may be in flight.
+    /// Moves `head` to a tile that there still is, if there is one.
+    fn pass_over_gone(&mut self) {
+        for _ in 0..self.tiles.len() {
+            if !matches!(self.tiles[self.head_index()].stage, Stage::Gone) {
+                return;
+            }
+            self.head += 1;
+        }
+    }
+
+    /// Takes back what [`Schedule::take`] handed out.
+    pub(super) fn give_back(&mut self, index: usize, region: Region) {
+        let tile = &mut self.tiles[index];
+        tile.stage = match tile.tier {
+            Tier::Host => Stage::Ready(region),
+            Tier::Disk | Tier::Device => {
+                self.ring.free(region);
+                if tile.tier == Tier::Disk { Stage::Absent } else { Stage::Gone }
+            }
+        };
+        self.pass_over_gone();
+        self.cursor = self.cursor.max(self.head);
+    }
+
+    /// Starts over at the first tile, keeping the resident tiles that are complete. No read may be in flight, and the
+    /// consumer has given everything back.
     pub(super) fn rewind(&mut self) {
         for tile in &mut self.tiles {
             let (region, complete) = match std::mem::replace(&mut tile.stage, Stage::Absent) {
@@ -161,13 +197,15 @@ impl Schedule {
                     continue;
                 }
             };
-            match (tile.resident, complete) {
-                (true, true) => tile.stage = Stage::Ready(region),
-                (true, false) => tile.stage = Stage::Empty(region),
-                (false, _) => self.ring.free(region),
+            match (tile.tier, complete) {
+                (Tier::Host, true) => tile.stage = Stage::Ready(region),
+                (Tier::Host, false) => tile.stage = Stage::Empty(region),
+                (Tier::Disk | Tier::Device, _) => self.ring.free(region),
             }
         }
         (self.head, self.cursor) = (0, 0);
+        self.pass_over_gone();
+        self.cursor = self.head;
     }
 }
 

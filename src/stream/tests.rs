@@ -18,6 +18,7 @@ use super::*;
 use crate::checkpoint::FileId;
 use crate::disk::{DiskOptions, Landed, Read, Reader, Source};
 use crate::error::Error;
+use crate::plan::Tier;
 
 const KINDS: [ReaderKind; 3] = [ReaderKind::Uring, ReaderKind::Pread, ReaderKind::Buffered];
 
@@ -53,7 +54,7 @@ impl Fixture {
             let last = file_len - len;
             let offset = if rng.random_bool(0.2) { last } else { rng.random_range(0..=last) };
             let span = Span { file: FileId(file as u32), offset: offset as u64, len: len as u64 };
-            TileRead { span, resident: rng.random_bool(resident) }
+            TileRead { span, tier: if rng.random_bool(resident) { Tier::Host } else { Tier::Disk } }
         };
         (0..count).map(tile).collect()
     }
@@ -134,7 +135,7 @@ fn faulty<F: FnMut(&Read) -> Fault + 'static>(
 }
 
 fn small_chunks(kind: ReaderKind, depth: usize) -> DiskOptions {
-    DiskOptions { reader: Some(kind), chunk_bytes: Some(64 << 10), depth: Some(depth) }
+    DiskOptions { reader: Some(kind), chunk_bytes: Some(64 << 10), depth: Some(depth), ..DiskOptions::default() }
 }
 
 proptest! {
@@ -195,8 +196,10 @@ proptest! {
 #[test]
 fn error_in_mid_pass_names_file_and_offset() {
     let fixture = Fixture::new(&[3_000_000]);
-    let tile =
-        |i: u64| TileRead { span: Span { file: FileId(0), offset: i * 300_000, len: 300_000 }, resident: i == 3 };
+    let tile = |i: u64| TileRead {
+        span: Span { file: FileId(0), offset: i * 300_000, len: 300_000 },
+        tier: if i == 3 { Tier::Host } else { Tier::Disk },
+    };
     let tiles: Vec<_> = (0..10).map(tile).collect();
     for kind in KINDS {
         for n in [0, 1, 5, 17, 60, 100] {
@@ -237,7 +240,7 @@ fn error_in_mid_pass_names_file_and_offset() {
 #[test]
 fn endless_eagain_becomes_an_error() {
     let fixture = Fixture::new(&[100_000]);
-    let tiles = [TileRead { span: Span { file: FileId(0), offset: 5, len: 50_000 }, resident: false }];
+    let tiles = [TileRead { span: Span { file: FileId(0), offset: 5, len: 50_000 }, tier: Tier::Disk }];
     let wrap = faulty(1, |_| |_: &Read| Fault::Fails(Errno::AGAIN));
     let options = small_chunks(ReaderKind::Uring, 2);
     let mut conveyor = Conveyor::start_wrapped(&fixture.source, &tiles, 2 << 20, &options, wrap).unwrap();
@@ -249,7 +252,7 @@ fn endless_eagain_becomes_an_error() {
 #[test]
 fn panic_of_a_reader_becomes_an_error() {
     let fixture = Fixture::new(&[1_000_000]);
-    let tiles = [TileRead { span: Span { file: FileId(0), offset: 0, len: 500_000 }, resident: false }];
+    let tiles = [TileRead { span: Span { file: FileId(0), offset: 0, len: 500_000 }, tier: Tier::Disk }];
     for kind in KINDS {
         let wrap = faulty(1, |_| |_: &Read| panic!("injected"));
         let mut conveyor =
@@ -262,7 +265,7 @@ fn panic_of_a_reader_becomes_an_error() {
 #[test]
 fn drives_read_ahead_across_the_pass_boundary() {
     let fixture = Fixture::new(&[1 << 20]);
-    let tile = |i: u64| TileRead { span: Span { file: FileId(0), offset: i << 18, len: 1 << 18 }, resident: false };
+    let tile = |i: u64| TileRead { span: Span { file: FileId(0), offset: i << 18, len: 1 << 18 }, tier: Tier::Disk };
     let tiles: Vec<_> = (0..4).map(tile).collect();
     let options = small_chunks(ReaderKind::Uring, 4);
     let mut conveyor = Conveyor::start(&fixture.source, tiles.clone(), 2 << 20, &options).unwrap();
@@ -286,7 +289,7 @@ fn resident_tiles_are_read_once() {
     let fixture = Fixture::new(&[1 << 20]);
     let tile = |i: u64| TileRead {
         span: Span { file: FileId(0), offset: i << 17, len: 1 << 17 },
-        resident: i.is_multiple_of(2),
+        tier: if i.is_multiple_of(2) { Tier::Host } else { Tier::Disk },
     };
     let tiles: Vec<_> = (0..8).map(tile).collect();
     for kind in KINDS {

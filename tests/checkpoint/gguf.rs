@@ -178,8 +178,8 @@ fn files_that_are_damaged_or_of_another_kind() {
 fn metadata_becomes_a_configuration() {
     let program = outline(&model("llama")).unwrap().program().clone();
     assert_eq!((program.family, program.vocab, program.max_positions), ("llama", 10, 64));
-    assert_eq!(program.rope.style, RopeStyle::Interleaved);
-    assert_eq!(program.rope.inv_freq.len(), 4);
+    assert_eq!(program.ropes[0].style, RopeStyle::Interleaved);
+    assert_eq!(program.ropes[0].inv_freq.len(), 4);
     // No output.weight: the head is the embedding.
     assert_eq!(program.matrices.last().unwrap().tensor.name, "token_embd.weight");
 
@@ -190,21 +190,21 @@ fn metadata_becomes_a_configuration() {
     let dir = directory(&[("model.gguf", &bytes)]);
     let options = Options { ram: Some(64 << 20), ..Options::default() };
     let scaled = Outline::new(dir.path(), &options).unwrap().program().clone();
-    for (i, (scaled, plain)) in scaled.rope.inv_freq.iter().zip(&program.rope.inv_freq).enumerate() {
+    for (i, (scaled, plain)) in scaled.ropes[0].inv_freq.iter().zip(&program.ropes[0].inv_freq).enumerate() {
         assert_eq!(scaled * (1 << i) as f32, *plain);
     }
 
     let linear = model("llama").text("llama.rope.scaling.type", "linear").number("llama.rope.scaling.factor", 4.0);
-    assert_eq!(outline(&linear).unwrap().program().rope.inv_freq[0], 0.25);
+    assert_eq!(outline(&linear).unwrap().program().ropes[0].inv_freq[0], 0.25);
     let yarn = model("llama").text("llama.rope.scaling.type", "yarn").number("llama.rope.scaling.factor", 4.0);
     let yarn = yarn.size("llama.rope.scaling.original_context_length", 16);
-    assert!(outline(&yarn).unwrap().program().rope.attention_factor > 1.1);
+    assert!(outline(&yarn).unwrap().program().ropes[0].attention_factor > 1.1);
     assert_eq!(outline(&model("llama").size("llama.attention.sliding_window", 8)).unwrap().program().family, "mistral");
 
     let biases = ["q", "k", "v"].iter().zip([32, 16, 16]);
     let qwen2 = biases.fold(model("qwen2"), |f, (x, n)| f.tensor(&format!("blk.0.attn_{x}.bias"), &[n], 0, 4 * n));
     let program = outline(&qwen2).unwrap().program().clone();
-    assert_eq!((program.family, program.rope.style), ("qwen2", RopeStyle::Half));
+    assert_eq!((program.family, program.ropes[0].style), ("qwen2", RopeStyle::Half));
     let norms =
         ["q", "k"].iter().fold(model("qwen3"), |f, x| f.tensor(&format!("blk.0.attn_{x}_norm.weight"), &[8], 0, 32));
     assert_eq!(outline(&norms).unwrap().program().family, "qwen3");

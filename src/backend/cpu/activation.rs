@@ -1,114 +1,133 @@
-//! The exponential, and the activation function made of it.
+//! Activation functions, alone and between the two products of a gated MLP, and the soft cap on logits.
 
+use super::functions::{exp, normal_tail, tanh};
 use super::isa::{F32x16, Isa, Kernel, LANES};
 use super::workers::Workers;
+use crate::program::Activation;
 
 /// Elements that a thread takes at once.
 const PIECE: usize = 4096;
 
-/// eˣ, within 1 ulp of the true value wherever that is a normal number; 0 far below, ∞ above, NaN for NaN.
-///
-/// x = n·ln 2 + r with whole n and |r| ≤ ln 2 / 2; eʳ by its Taylor series to the seventh power, whose remainder is
-/// below a tenth of an ulp.
-#[inline(always)]
-pub(super) fn exp<V: F32x16>(x: V) -> V {
-    // ln 2 in two parts: the first has few enough bits that its product with n is exact.
-    const LN2_HIGH: f32 = 355.0 / 512.0;
-    const LN2_LOW: f32 = (std::f64::consts::LN_2 - LN2_HIGH as f64) as f32;
-    // Adding and subtracting 1.5·2²³ rounds to a whole number.
-    let whole = V::splat(12_582_912.0);
-    let x = V::splat(-105.0).max(x);
-    let x = V::splat(90.0).min(x);
-    let n = x.mul_add(V::splat(std::f32::consts::LOG2_E), whole).sub(whole);
-    let r = n.mul_add(V::splat(-LN2_HIGH), x);
-    let r = n.mul_add(V::splat(-LN2_LOW), r);
-    let mut p = V::splat(1.0 / 5040.0);
-    for coefficient in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
-        p = p.mul_add(r, V::splat(coefficient));
-    }
-    p.scale_by_power_of_two(n)
-}
-
-pub(super) fn silu_mul(isa: Isa, workers: &mut Workers, gate: &mut [f32], up: &[f32]) {
+pub(super) fn glu(isa: Isa, workers: &mut Workers, activation: Activation, gate: &mut [f32], up: &[f32]) {
     assert_eq!(gate.len(), up.len(), "a gate for every number");
     workers.rows(gate, PIECE, |i, gate| {
-        let up = &up[i * PIECE..i * PIECE + gate.len()];
-        isa.run(SiluMul { gate, up });
+        let up = Some(&up[i * PIECE..i * PIECE + gate.len()]);
+        isa.run(Activate { activation, x: gate, up });
     });
 }
 
-struct SiluMul<'a> {
-    gate: &'a mut [f32],
-    up: &'a [f32],
+pub(super) fn activate(isa: Isa, workers: &mut Workers, activation: Activation, x: &mut [f32]) {
+    workers.rows(x, PIECE, |_, x| isa.run(Activate { activation, x, up: None }));
 }
 
-impl Kernel for SiluMul<'_> {
+pub(super) fn soft_cap(isa: Isa, workers: &mut Workers, x: &mut [f32], cap: f32) {
+    workers.rows(x, PIECE, |_, x| isa.run(SoftCap { x, cap }));
+}
+
+/// `x = activation(x)`, or that times `up`.
+struct Activate<'a> {
+    activation: Activation,
+    x: &'a mut [f32],
+    up: Option<&'a [f32]>,
+}
+
+impl Kernel for Activate<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<V: F32x16>(self) {
-        let (gates, gate_rest) = self.gate.as_chunks_mut::<LANES>();
-        let (ups, up_rest) = self.up.as_chunks::<LANES>();
-        for (gate, up) in gates.iter_mut().zip(ups) {
-            silu(V::load(gate)).mul(V::load(up)).store(gate);
+        match self.activation {
+            Activation::Silu => self.with::<V, Silu>(),
+            Activation::Gelu => self.with::<V, Gelu>(),
+            Activation::GeluTanh => self.with::<V, GeluTanh>(),
+            Activation::Relu => self.with::<V, Relu>(),
         }
-        silu(V::load_part(gate_rest)).mul(V::load_part(up_rest)).store_part(gate_rest);
     }
 }
 
-#[inline(always)]
-fn silu<V: F32x16>(x: V) -> V {
-    x.div(V::splat(1.0).add(exp(V::zero().sub(x))))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    struct Exp<'a>(&'a mut [f32]);
-
-    impl Kernel for Exp<'_> {
-        type Output = ();
-
-        #[inline(always)]
-        fn run<V: F32x16>(self) {
-            for chunk in self.0.as_chunks_mut::<LANES>().0 {
-                exp(V::load(chunk)).store(chunk);
-            }
-        }
-    }
-
-    #[test]
-    fn exp_is_within_an_ulp() {
-        let xs: Vec<f32> = (-1_050_000..=900_000).map(|i| i as f32 / 10_000.0).collect();
-        for isa in Isa::available() {
-            let mut values = xs.clone();
-            values.resize(xs.len().next_multiple_of(LANES), 0.0);
-            isa.run(Exp(&mut values));
-            let mut worst = 0.0f64;
-            for (x, value) in xs.iter().zip(&values) {
-                let exact = f64::from(*x).exp();
-                if exact > f64::from(f32::MAX) {
-                    assert!(*value >= f32::MAX, "exp({x}) = {value}");
-                    continue;
+impl Activate<'_> {
+    #[inline(always)]
+    fn with<V: F32x16, F: Function>(self) {
+        let (xs, x_rest) = self.x.as_chunks_mut::<LANES>();
+        match self.up {
+            Some(up) => {
+                let (ups, up_rest) = up.as_chunks::<LANES>();
+                for (x, up) in xs.iter_mut().zip(ups) {
+                    F::of(V::load(x)).mul(V::load(up)).store(x);
                 }
-                let nearest = exact as f32;
-                let ulp = f64::from(nearest.next_up()) - f64::from(nearest);
-                worst = worst.max((f64::from(*value) - exact).abs() / ulp);
+                F::of(V::load_part(x_rest)).mul(V::load_part(up_rest)).store_part(x_rest);
             }
-            assert!(worst <= 1.0, "{isa}: {worst} ulp");
+            None => {
+                for x in xs {
+                    F::of(V::load(x)).store(x);
+                }
+                F::of(V::load_part(x_rest)).store_part(x_rest);
+            }
         }
     }
+}
 
-    #[test]
-    fn exp_knows_the_extremes() {
-        for isa in Isa::available() {
-            let mut values = [0.0; LANES];
-            values[..6].copy_from_slice(&[f32::NEG_INFINITY, f32::INFINITY, f32::NAN, -1e30, 1e30, -0.0]);
-            isa.run(Exp(&mut values));
-            assert!(values[2].is_nan());
-            values[2] = 0.0;
-            assert_eq!(values[..6], [0.0, f32::INFINITY, 0.0, 0.0, f32::INFINITY, 1.0], "{isa}");
+/// An activation at compile time.
+trait Function {
+    fn of<V: F32x16>(x: V) -> V;
+}
+
+struct Silu;
+struct Gelu;
+struct GeluTanh;
+struct Relu;
+
+impl Function for Silu {
+    #[inline(always)]
+    fn of<V: F32x16>(x: V) -> V {
+        x.div(V::splat(1.0).add(exp(V::zero().sub(x))))
+    }
+}
+
+impl Function for Gelu {
+    /// x·Φ(x) as max(x, 0) − |x|·(1 − Φ(|x|)): nothing cancels on the negative side.
+    #[inline(always)]
+    fn of<V: F32x16>(x: V) -> V {
+        let minus = V::zero().sub(x);
+        // Beyond 14 the tail is 0 in float32.
+        let t = V::splat(14.0).min(minus.max(x));
+        V::zero().max(x).sub(t.mul(normal_tail(t)))
+    }
+}
+
+impl Function for GeluTanh {
+    /// (1 + tanh u) / 2 = 1 / (1 + e⁻²ᵘ)
+    #[inline(always)]
+    fn of<V: F32x16>(x: V) -> V {
+        const MINUS_TWICE: f32 = -1.595_769; // −2·√(2/π)
+        let cube = x.mul(x).mul(V::splat(0.044715)).mul(x);
+        let u = x.add(cube).mul(V::splat(MINUS_TWICE));
+        x.div(V::splat(1.0).add(exp(u)))
+    }
+}
+
+impl Function for Relu {
+    #[inline(always)]
+    fn of<V: F32x16>(x: V) -> V {
+        V::zero().max(x)
+    }
+}
+
+struct SoftCap<'a> {
+    x: &'a mut [f32],
+    cap: f32,
+}
+
+impl Kernel for SoftCap<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: F32x16>(self) {
+        let cap = V::splat(self.cap);
+        let (xs, rest) = self.x.as_chunks_mut::<LANES>();
+        for x in xs {
+            tanh(V::load(x).div(cap)).mul(cap).store(x);
         }
+        tanh(V::load_part(rest).div(cap)).mul(cap).store_part(rest);
     }
 }

@@ -1,5 +1,5 @@
-//! Attention of queries to cached keys and values, with grouped heads and an optional sliding window, without ever
-//! holding a row of scores: keys are taken in blocks, and what was summed so far is rescaled when a larger score
+//! Attention of queries to cached keys and values, with grouped heads and, where a family has them, windows, capped
+//! scores, biases that grow with distance, and sinks; without ever holding a row of scores: keys are taken in blocks, and what was summed so far is rescaled when a larger score
 //! appears (Milakov and Gimelshein 2018, "Online normalizer calculation for softmax").
 //!
 //! Blocks begin at positions divisible by [`KEYS`], and a query never touches a key it cannot see, so its result does
@@ -8,8 +8,8 @@
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use super::activation::exp;
 use super::dots::dots;
+use super::functions::{exp, tanh};
 use super::isa::{F32x16, Isa, Kernel, LANES};
 use super::weights::F32;
 use super::workers::Workers;
@@ -23,18 +23,28 @@ const HEAD_DIM: usize = 256;
 
 /// What all sequences of a call have in common.
 #[derive(Clone, Copy, Debug)]
-pub struct Attention {
+pub struct Attention<'a> {
     /// Query heads; a multiple of `kv_heads`. Consecutive ones share a key head.
     pub heads: usize,
     pub kv_heads: usize,
-    /// At most 256.
-    pub head_dim: usize,
+    /// Elements of a query and a key head; at most 256.
+    pub key_dim: usize,
+    /// Elements of a value head; at most 256.
+    pub value_dim: usize,
     /// From one row of queries to the next, in elements.
     pub q_stride: usize,
     /// What dot products are multiplied by; positive.
     pub scale: f32,
     /// A query at position p sees the keys p − window < j ≤ p.
     pub window: Option<usize>,
+    /// A query sees only keys of its own chunk: those from the last position divisible by it on.
+    pub chunk: Option<usize>,
+    /// Scores x become `soft_cap × tanh(x / soft_cap)`; positive.
+    pub soft_cap: Option<f32>,
+    /// `[heads]`: a score that takes its share of the softmax and has no value.
+    pub sinks: Option<&'a [f32]>,
+    /// `[heads]`: added to a score is `slope × (position of the key − position of the query)`.
+    pub slopes: Option<&'a [f32]>,
 }
 
 /// Some rows of queries and the cache that they look into.
@@ -44,9 +54,9 @@ pub struct Sequence<'a> {
     pub rows: Range<usize>,
     /// Position of the first of them; its key and those of the other rows are in the cache already.
     pub start: usize,
-    /// `[kv_heads, capacity, head_dim]`
+    /// `[kv_heads, capacity, key_dim]`
     pub keys: &'a [f32],
-    /// `[kv_heads, capacity, head_dim]`
+    /// `[kv_heads, capacity, value_dim]`
     pub values: &'a [f32],
 }
 
@@ -91,11 +101,12 @@ pub(super) fn attention(
     workers: &mut Workers,
     q: &[f32],
     sequences: &[Sequence<'_>],
-    shape: Attention,
+    shape: Attention<'_>,
     out: &mut [f32],
 ) {
-    let Attention { heads, kv_heads, head_dim, .. } = shape;
-    assert!(head_dim <= HEAD_DIM, "head_dim {head_dim}");
+    let Attention { heads, kv_heads, key_dim, value_dim, .. } = shape;
+    assert!(key_dim <= HEAD_DIM && value_dim <= HEAD_DIM, "heads of {key_dim} and {value_dim}");
+    assert!([shape.sinks, shape.slopes].into_iter().flatten().all(|of_heads| of_heads.len() == heads));
     assert!(heads.is_multiple_of(kv_heads), "{heads} heads share {kv_heads} key heads");
     let group = heads / kv_heads;
     let tasks_of = |sequence: &Sequence<'_>| kv_heads * (sequence.rows.len() * group).div_ceil(QUERIES);
@@ -118,8 +129,8 @@ pub(super) fn attention(
             // Computing took far longer than this copy, so nobody waits here for long.
             let mut out = out.lock().unwrap_or_else(PoisonError::into_inner);
             for (i, sums) in scratch.sums[..task.queries.len()].iter().enumerate() {
-                let at = task.row(i) * heads * head_dim + task.head(i) * head_dim;
-                out[at..at + head_dim].copy_from_slice(&sums[..head_dim]);
+                let at = (task.row(i) * heads + task.head(i)) * value_dim;
+                out[at..at + value_dim].copy_from_slice(&sums[..value_dim]);
             }
             return;
         }
@@ -130,7 +141,7 @@ pub(super) fn attention(
 struct Task<'a> {
     q: &'a [f32],
     sequence: &'a Sequence<'a>,
-    shape: Attention,
+    shape: Attention<'a>,
     kv_head: usize,
     queries: Range<usize>,
 }
@@ -151,15 +162,20 @@ impl<'a> Task<'a> {
     }
 
     fn query(&self, i: usize) -> &'a [f32] {
-        let at = self.row(i) * self.shape.q_stride + self.head(i) * self.shape.head_dim;
-        &self.q[at..at + self.shape.head_dim]
+        let at = self.row(i) * self.shape.q_stride + self.head(i) * self.shape.key_dim;
+        &self.q[at..at + self.shape.key_dim]
+    }
+
+    fn position(&self, i: usize) -> usize {
+        self.sequence.start + (self.queries.start + i) / self.group()
     }
 
     /// The positions that the i-th query sees.
     fn visible(&self, i: usize) -> Range<usize> {
-        let position = self.sequence.start + (self.queries.start + i) / self.group();
-        let first = self.shape.window.map_or(0, |window| (position + 1).saturating_sub(window));
-        first..position + 1
+        let position = self.position(i);
+        let window = self.shape.window.map_or(0, |window| (position + 1).saturating_sub(window));
+        let chunk = self.shape.chunk.map_or(0, |chunk| position / chunk * chunk);
+        window.max(chunk)..position + 1
     }
 
     /// This key head's part of a cache.
@@ -193,6 +209,10 @@ impl Attend<'_> {
             scratch.sums[i] = [0.0; HEAD_DIM];
             scratch.largest[i] = f32::NEG_INFINITY;
             scratch.weight[i] = [0.0; LANES];
+            if let Some(sinks) = task.shape.sinks {
+                scratch.largest[i] = sinks[task.head(i)];
+                scratch.weight[i][0] = 1.0;
+            }
         }
         // Queries see the further the later they come, so the first and the last of a group say what all of it sees.
         for block in task.visible(0).start / KEYS..task.visible(n - 1).end.div_ceil(KEYS) {
@@ -226,7 +246,7 @@ fn add_block<V: F32x16, const N: usize, const T: usize>(
     if any.is_empty() {
         return;
     }
-    let dim = task.shape.head_dim;
+    let (dim, value_dim) = (task.shape.key_dim, task.shape.value_dim);
     let keys = task.of_head(task.sequence.keys);
     let values = task.of_head(task.sequence.values);
 
@@ -251,10 +271,20 @@ fn add_block<V: F32x16, const N: usize, const T: usize>(
             continue;
         }
         let scores = &mut scratch.scores[i + t];
+        let mut scale = task.shape.scale;
+        if let Some(cap) = task.shape.soft_cap {
+            cap_scores::<V>(scores, scale, cap);
+            scale = 1.0;
+        }
+        if let Some(slopes) = task.shape.slopes {
+            let distance = start as f32 - task.position(i + t) as f32;
+            bias_scores::<V>(scores, scale, slopes[task.head(i + t)], distance);
+            scale = 1.0;
+        }
         scores[..seen.start - start].fill(f32::NEG_INFINITY);
         scores[seen.end - start..].fill(f32::NEG_INFINITY);
         let (largest, weight) = (&mut scratch.largest[i + t], &mut scratch.weight[i + t]);
-        let rescale = soften::<V>(scores, task.shape.scale, largest, weight);
+        let rescale = soften::<V>(scores, scale, largest, weight);
         if rescale != 1.0 {
             for sum in scratch.sums[i + t].as_chunks_mut::<LANES>().0 {
                 V::load(sum).mul(V::splat(rescale)).store(sum);
@@ -269,12 +299,12 @@ fn add_block<V: F32x16, const N: usize, const T: usize>(
     for t in i..i + T {
         let seen = clip(task.visible(t));
         let before = seen.start..seen.end.min(all.start);
-        add_values::<V, N, 1>(&scores[t..], &mut sums[t..], values, dim, before, start);
+        add_values::<V, N, 1>(&scores[t..], &mut sums[t..], values, value_dim, before, start);
     }
-    add_values::<V, N, T>(&scores[i..], &mut sums[i..], values, dim, all.clone(), start);
+    add_values::<V, N, T>(&scores[i..], &mut sums[i..], values, value_dim, all.clone(), start);
     for t in i..i + T {
         let after = all.end..clip(task.visible(t)).end;
-        add_values::<V, N, 1>(&scores[t..], &mut sums[t..], values, dim, after, start);
+        add_values::<V, N, 1>(&scores[t..], &mut sums[t..], values, value_dim, after, start);
     }
 }
 
@@ -354,6 +384,31 @@ fn add_columns<V: F32x16, const D: usize, const T: usize>(
         for c in 0..D {
             lanes[t][c].store(&mut sums[c]);
         }
+    }
+}
+
+/// Scales dot products and keeps them within ±`cap`.
+#[inline(always)]
+fn cap_scores<V: F32x16>(dots: &mut [f32; KEYS], scale: f32, cap: f32) {
+    for chunk in dots.as_chunks_mut::<LANES>().0 {
+        let scores = V::load(chunk).mul(V::splat(scale));
+        tanh(scores.div(V::splat(cap))).mul(V::splat(cap)).store(chunk);
+    }
+}
+
+/// Scales dot products and adds to each the slope times the distance of its key, `distance` for the first and one more for
+/// each that follows.
+#[inline(always)]
+fn bias_scores<V: F32x16>(dots: &mut [f32; KEYS], scale: f32, slope: f32, distance: f32) {
+    let mut lane = [0.0; LANES];
+    for (l, lane) in lane.iter_mut().enumerate() {
+        *lane = distance + l as f32;
+    }
+    let mut distances = V::load(&lane);
+    for chunk in dots.as_chunks_mut::<LANES>().0 {
+        let scores = V::load(chunk).mul(V::splat(scale));
+        V::splat(slope).mul_add(distances, scores).store(chunk);
+        distances = distances.add(V::splat(LANES as f32));
     }
 }
 

@@ -33,6 +33,23 @@ pub enum Mode {
     Add,
 }
 
+/// What becomes of the dot products: `out (+)= scale × (product + bias)`.
+#[derive(Clone, Copy)]
+pub struct Finish<'a> {
+    /// One number for every row of the tile.
+    pub bias: Option<&'a [f32]>,
+    pub scale: f32,
+    /// Divides each row of the weights by its Euclidean length, or by 1e-12 if that is more.
+    pub normalise_rows: bool,
+    pub mode: Mode,
+}
+
+impl Default for Finish<'_> {
+    fn default() -> Self {
+        Finish { bias: None, scale: 1.0, normalise_rows: false, mode: Mode::Store }
+    }
+}
+
 pub(super) struct Scratch {
     /// `[tokens, rows]` of the block being computed.
     pub(super) block: Vec<f32>,
@@ -47,20 +64,12 @@ impl Scratch {
     }
 }
 
-pub(super) fn matmul(
-    isa: Isa,
-    workers: &mut Workers,
-    w: Tile<'_>,
-    x: &[f32],
-    bias: Option<&[f32]>,
-    out: Columns<'_>,
-    mode: Mode,
-) {
+pub(super) fn matmul(isa: Isa, workers: &mut Workers, w: Tile<'_>, x: &[f32], out: Columns<'_>, finish: Finish<'_>) {
     let (rows, tokens) = (w.rows(), x.len() / w.k);
     assert_eq!(w.bytes.len(), rows * w.row_bytes(), "whole rows of {} {}", w.k, w.encoding);
     assert!(w.scales.is_some() || w.encoding.is_complete(), "{} needs factors", w.encoding);
     assert_eq!(x.len(), tokens * w.k, "whole rows of {} activations", w.k);
-    assert!(bias.is_none_or(|bias| bias.len() == rows), "a bias for every one of {rows} rows");
+    assert!(finish.bias.is_none_or(|bias| bias.len() == rows), "a bias for every one of {rows} rows");
 
     // A few tasks for every thread; no smaller than that, since rows of a task share the activations' way to the core.
     let tokens_at_once = tokens.clamp(1, panel::TOKENS);
@@ -86,22 +95,64 @@ pub(super) fn matmul(
             ..=FEW => isa.run(Few { w, x, out: block }),
             _ => panel::multiply(isa, w, x, block, panel),
         }
-        if let Some(bias) = bias {
+        if finish.normalise_rows {
+            for r in 0..rows {
+                let length = isa.run(Length(w.part(r, 1)));
+                block.iter_mut().skip(r).step_by(rows).for_each(|sum| *sum /= length);
+            }
+        }
+        if let Some(bias) = finish.bias {
             for sums in block.chunks_exact_mut(rows) {
                 sums.iter_mut().zip(&bias[row..]).for_each(|(sum, b)| *sum += b);
             }
+        }
+        if finish.scale != 1.0 {
+            block.iter_mut().for_each(|sum| *sum *= finish.scale);
         }
         // A block takes hundreds of times longer to compute than to copy, so nobody waits here for long.
         let mut out = out.lock().unwrap_or_else(PoisonError::into_inner);
         for (t, sums) in block.chunks_exact(rows).enumerate() {
             let at = (token + t) * stride + first + row;
             let out = &mut out[at..at + rows];
-            match mode {
+            match finish.mode {
                 Mode::Store => out.copy_from_slice(sums),
                 Mode::Add => out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum),
             }
         }
     });
+}
+
+/// The Euclidean length of the one row of a tile.
+struct Length<'a>(Tile<'a>);
+
+impl Kernel for Length<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<V: F32x16>(self) -> f32 {
+        let squares = with_element!(self.0.encoding, E => sum_of_squares::<V, E>(self.0));
+        squares.sqrt().max(1e-12)
+    }
+}
+
+/// In the order of `dots`.
+#[inline(always)]
+fn sum_of_squares<V: F32x16, E: Element>(row: Tile<'_>) -> f32 {
+    let (chunks, rest) = E::chunks(row.bytes);
+    let factors = row.factors::<1>(0);
+    let mut sums = V::zero();
+    for (i, chunk) in chunks.iter().enumerate() {
+        let common = E::common::<V>(chunk);
+        for step in 0..E::STEPS {
+            let w = factors.apply::<V, E>(E::lanes(chunk, &common, step), 0, i * E::STEPS + step);
+            sums = w.mul_add(w, sums);
+        }
+    }
+    if !rest.is_empty() {
+        let w = factors.apply::<V, E>(E::lanes_part(rest), 0, chunks.len() * E::STEPS);
+        sums = w.mul_add(w, sums);
+    }
+    sums.sum()
 }
 
 /// The product with at most [`FEW`] tokens.

@@ -11,21 +11,25 @@ mod activation;
 mod attention;
 mod blocks;
 mod dots;
+mod functions;
 mod isa;
 mod matmul;
 mod norm;
 mod panel;
 mod rope;
+mod rows;
 mod run;
 mod transposed;
 mod weights;
 mod workers;
 
+pub use crate::program::{Activation, NormKind, RopeStyle};
 pub use attention::{Attention, Sequence, append};
 pub use isa::Isa;
-pub use matmul::{Columns, Mode};
-pub use norm::RmsNorm;
-pub use rope::{Rope, RopeStyle};
+pub use matmul::{Columns, Finish, Mode};
+pub use norm::Norm;
+pub use rope::Rope;
+pub use rows::Runs;
 pub(crate) use run::CpuBackend;
 pub use transposed::Inputs;
 pub use weights::{Scales, Tile};
@@ -89,25 +93,33 @@ impl Cpu {
         self.isa
     }
 
-    /// `out[t, first + r] = Σₖ w[r, k] · x[t, k] + bias[r]` for every row r of the tile and every token t, or added to
-    /// what is there. `x` is `[tokens, k]`; `bias`, if any, has one number for every row of the tile.
-    pub fn matmul(&mut self, w: Tile<'_>, x: &[f32], bias: Option<&[f32]>, out: Columns<'_>, mode: Mode) {
-        matmul::matmul(self.isa, &mut self.workers, w, x, bias, out, mode);
+    /// `out[t, first + r] = Σₖ w[r, k] · x[t, k]` for every row r of the tile and every token t, and what `finish` says.
+    /// `x` is `[tokens, k]`.
+    pub fn matmul(&mut self, w: Tile<'_>, x: &[f32], out: Columns<'_>, finish: Finish<'_>) {
+        matmul::matmul(self.isa, &mut self.workers, w, x, out, finish);
     }
 
-    /// The same product with a tile of a matrix that is stored as its transpose, `[inputs, outputs]`: adds to every one of
-    /// `out`, `[tokens, outputs]`, what the tile's inputs contribute. [`Mode::Store`] and `bias` are for the first tile.
-    pub fn matmul_transposed(&mut self, w: Tile<'_>, x: Inputs<'_>, bias: Option<&[f32]>, out: &mut [f32], mode: Mode) {
+    /// The same product with a tile of a matrix that is stored as its transpose, `[inputs, outputs]`: adds to every output
+    /// what the tile's inputs contribute. `out` begins at the matrix's first output. [`Mode::Store`] and `bias` are for the
+    /// first tile.
+    pub fn matmul_transposed(
+        &mut self,
+        w: Tile<'_>,
+        x: Inputs<'_>,
+        bias: Option<&[f32]>,
+        out: Columns<'_>,
+        mode: Mode,
+    ) {
         transposed::matmul(self.isa, &mut self.workers, w, x, bias, out, mode);
     }
 
-    /// Normalises every row of `x`, `[tokens, width]` with the width of the norm's weight, into `out`.
-    pub fn rms_norm(&mut self, x: &[f32], norm: RmsNorm<'_>, out: &mut [f32]) {
-        norm::rows(self.isa, &mut self.workers, x, norm, out);
+    /// Normalises every row of `x`, `[tokens, width]`, into `out`, or adds the result to what is there.
+    pub fn norm(&mut self, x: &[f32], width: usize, norm: Norm<'_>, out: &mut [f32], mode: Mode) {
+        norm::rows(self.isa, &mut self.workers, x, width, norm, out, mode);
     }
 
     /// Normalises every head of every row of `x` in place (the norms of queries and keys).
-    pub fn head_norm(&mut self, x: &mut [f32], heads: Heads, norm: RmsNorm<'_>) {
+    pub fn head_norm(&mut self, x: &mut [f32], heads: Heads, norm: Norm<'_>) {
         norm::heads(self.isa, &mut self.workers, x, heads, norm);
     }
 
@@ -116,15 +128,35 @@ impl Cpu {
         rope::rotate(&mut self.workers, x, heads, rope);
     }
 
+    /// Makes every row of `out`, `[tokens, width]`, of parts of a row of `x`, `[tokens, x_width]`.
+    pub fn rearrange(&mut self, x: &[f32], x_width: usize, runs: Runs, out: &mut [f32], width: usize) {
+        rows::rearrange(&mut self.workers, x, x_width, runs, out, width);
+    }
+
+    /// Multiplies every row of `x`, `[tokens, width]`, by its factor in place.
+    pub fn scale_rows(&mut self, x: &mut [f32], width: usize, factors: &[f32]) {
+        rows::scale(&mut self.workers, x, width, factors);
+    }
+
     /// Attends from every query of `q` (rows laid out as `heads` says) to the cached keys of its sequence. Writes
-    /// `out`, `[tokens, heads × head_dim]`, for the rows that the sequences name.
-    pub fn attention(&mut self, q: &[f32], sequences: &[Sequence<'_>], shape: Attention, out: &mut [f32]) {
+    /// `out`, `[tokens, heads × value_dim]`, for the rows that the sequences name.
+    pub fn attention(&mut self, q: &[f32], sequences: &[Sequence<'_>], shape: Attention<'_>, out: &mut [f32]) {
         attention::attention(self.isa, &mut self.workers, q, sequences, shape, out);
     }
 
-    /// SwiGLU: `gate = silu(gate) × up`, where silu(x) = x / (1 + e⁻ˣ).
-    pub fn silu_mul(&mut self, gate: &mut [f32], up: &[f32]) {
-        activation::silu_mul(self.isa, &mut self.workers, gate, up);
+    /// `gate = activation(gate) × up`
+    pub fn glu(&mut self, activation: Activation, gate: &mut [f32], up: &[f32]) {
+        activation::glu(self.isa, &mut self.workers, activation, gate, up);
+    }
+
+    /// `x = activation(x)`
+    pub fn activate(&mut self, activation: Activation, x: &mut [f32]) {
+        activation::activate(self.isa, &mut self.workers, activation, x);
+    }
+
+    /// `x = cap × tanh(x / cap)`
+    pub fn soft_cap(&mut self, x: &mut [f32], cap: f32) {
+        activation::soft_cap(self.isa, &mut self.workers, x, cap);
     }
 
     /// Decodes `out.len()` numbers (rows of the embedding, a norm's weight, a bias) to float32, exactly.

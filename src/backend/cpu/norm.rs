@@ -1,67 +1,122 @@
-//! Root-mean-square norm, in the order of roundings that Hugging Face's float32 has: x · (1/√(mean(x²) + ε)), and then
-//! times the weight.
+//! Norms, in the order of roundings that Hugging Face's float32 has: what is normalised first, then times the weight, then
+//! plus the bias.
 
-use super::Heads;
 use super::isa::{F32x16, Isa, Kernel, LANES};
 use super::workers::Workers;
+use super::{Heads, Mode};
+use crate::program::NormKind;
 
 /// The parameters of one norm.
 #[derive(Clone, Copy)]
-pub struct RmsNorm<'a> {
-    /// As many as a row, or for `head_norm` a head, has elements.
-    pub weight: &'a [f32],
+pub struct Norm<'a> {
+    pub kind: NormKind,
+    /// As many as a row, or for `head_norm` a head or all heads together, has elements. None: 1.
+    pub weight: Option<&'a [f32]>,
+    /// The same. None: 0.
+    pub bias: Option<&'a [f32]>,
+    /// Added to every weight.
+    pub offset: f32,
     pub eps: f32,
-    /// The checkpoint stores weight − 1.
-    pub unit_offset: bool,
 }
 
-pub(super) fn rows(isa: Isa, workers: &mut Workers, x: &[f32], norm: RmsNorm<'_>, out: &mut [f32]) {
-    let width = norm.weight.len();
+pub(super) fn rows(
+    isa: Isa,
+    workers: &mut Workers,
+    x: &[f32],
+    width: usize,
+    norm: Norm<'_>,
+    out: &mut [f32],
+    mode: Mode,
+) {
     assert_eq!(x.len(), out.len(), "a norm writes as many numbers as it reads");
     assert_eq!(x.len() % width, 0, "rows of {width}");
-    workers.rows(out, width, |i, row| {
-        row.copy_from_slice(&x[i * width..(i + 1) * width]);
-        isa.run(Normalise { row, norm });
-    });
-}
-
-pub(super) fn heads(isa: Isa, workers: &mut Workers, x: &mut [f32], heads: Heads, norm: RmsNorm<'_>) {
-    assert_eq!(norm.weight.len(), heads.dim, "a weight for every element of a head");
-    workers.rows(x, heads.stride, |_, row| {
-        for row in row[..heads.width()].chunks_exact_mut(heads.dim) {
-            isa.run(Normalise { row, norm });
+    workers.rows(out, width, |i, out| {
+        let x = &x[i * width..(i + 1) * width];
+        let statistics = isa.run(Statistics { x, norm });
+        let normalised = x.iter().enumerate().map(|(i, x)| statistics.apply(*x, i, norm));
+        match mode {
+            Mode::Store => out.iter_mut().zip(normalised).for_each(|(out, x)| *out = x),
+            Mode::Add => out.iter_mut().zip(normalised).for_each(|(out, x)| *out += x),
         }
     });
 }
 
-struct Normalise<'a> {
-    row: &'a mut [f32],
-    norm: RmsNorm<'a>,
+pub(super) fn heads(isa: Isa, workers: &mut Workers, x: &mut [f32], heads: Heads, norm: Norm<'_>) {
+    let sizes = [heads.dim, heads.width()];
+    assert!([norm.weight, norm.bias].into_iter().flatten().all(|v| sizes.contains(&v.len())), "vectors of {sizes:?}");
+    workers.rows(x, heads.stride, |_, row| {
+        for (h, head) in row[..heads.width()].chunks_exact_mut(heads.dim).enumerate() {
+            let norm = Norm { weight: of_head(norm.weight, heads, h), bias: of_head(norm.bias, heads, h), ..norm };
+            let statistics = isa.run(Statistics { x: head, norm });
+            head.iter_mut().enumerate().for_each(|(i, x)| *x = statistics.apply(*x, i, norm));
+        }
+    });
 }
 
-impl Kernel for Normalise<'_> {
-    type Output = ();
+/// What one head takes of a vector that is the same for all of them, or has a part for each.
+fn of_head(vector: Option<&[f32]>, heads: Heads, head: usize) -> Option<&[f32]> {
+    vector.map(|v| if v.len() == heads.dim { v } else { &v[head * heads.dim..(head + 1) * heads.dim] })
+}
+
+/// What a norm has to know of a row before it can normalise it: `(x − mean) · scale`.
+struct Normalise {
+    mean: f32,
+    scale: f32,
+}
+
+impl Normalise {
+    #[inline(always)]
+    fn apply(&self, x: f32, i: usize, norm: Norm<'_>) -> f32 {
+        let x = (x - self.mean) * self.scale;
+        let x = norm.weight.map_or(x, |weight| x * (weight[i] + norm.offset));
+        norm.bias.map_or(x, |bias| x + bias[i])
+    }
+}
+
+struct Statistics<'a> {
+    x: &'a [f32],
+    norm: Norm<'a>,
+}
+
+impl Kernel for Statistics<'_> {
+    type Output = Normalise;
 
     #[inline(always)]
-    fn run<V: F32x16>(self) {
-        let mean = sum_of_squares::<V>(self.row) / self.row.len() as f32;
-        let scale = 1.0 / (mean + self.norm.eps).sqrt();
-        let offset = if self.norm.unit_offset { 1.0 } else { 0.0 };
-        for (x, w) in self.row.iter_mut().zip(self.norm.weight) {
-            *x = (*x * scale) * (w + offset);
-        }
+    fn run<V: F32x16>(self) -> Normalise {
+        let n = self.x.len() as f32;
+        let mean = match self.norm.kind {
+            NormKind::Rms => 0.0,
+            NormKind::Layer => sum::<V>(self.x) / n,
+        };
+        let variance = sum_of_squares::<V>(self.x, mean) / n;
+        Normalise { mean, scale: 1.0 / (variance + self.norm.eps).sqrt() }
     }
 }
 
 /// The sum over a row in the order of `dots`.
 #[inline(always)]
-fn sum_of_squares<V: F32x16>(row: &[f32]) -> f32 {
+fn sum<V: F32x16>(row: &[f32]) -> f32 {
     let (chunks, rest) = row.as_chunks::<LANES>();
     let mut lanes = V::zero();
     for chunk in chunks {
-        let x = V::load(chunk);
+        lanes = lanes.add(V::load(chunk));
+    }
+    lanes.add(V::load_part(rest)).sum()
+}
+
+/// The sum of (x − mean)² in the same order.
+#[inline(always)]
+fn sum_of_squares<V: F32x16>(row: &[f32], mean: f32) -> f32 {
+    let (chunks, rest) = row.as_chunks::<LANES>();
+    let mut lanes = V::zero();
+    for chunk in chunks {
+        let x = V::load(chunk).sub(V::splat(mean));
         lanes = x.mul_add(x, lanes);
     }
-    let x = V::load_part(rest);
+    let mut last = [0.0; LANES];
+    for (last, x) in last.iter_mut().zip(rest) {
+        *last = x - mean;
+    }
+    let x = V::load(&last);
     x.mul_add(x, lanes).sum()
 }

@@ -3,15 +3,7 @@
 
 use super::Heads;
 use super::workers::Workers;
-
-/// Which elements of a head make a pair.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RopeStyle {
-    /// i and i + rotary_dim/2 (Llama as published on the hub, Qwen, Mistral).
-    Half,
-    /// 2i and 2i + 1 (ChatGLM, GPT-J).
-    Interleaved,
-}
+use crate::program::RopeStyle;
 
 /// The angles of a call.
 #[derive(Clone, Copy)]
@@ -20,27 +12,30 @@ pub struct Rope<'a> {
     pub cos: &'a [f32],
     /// `[tokens, rotary_dim/2]`
     pub sin: &'a [f32],
-    /// Elements of a head that turn, from its first on; even. The others stay.
+    /// The first element of a head that turns.
+    pub start: usize,
+    /// How many turn; even. The others stay.
     pub rotary_dim: usize,
     pub style: RopeStyle,
 }
 
 pub(super) fn rotate(workers: &mut Workers, x: &mut [f32], heads: Heads, rope: Rope<'_>) {
     let pairs = rope.rotary_dim / 2;
-    assert!(rope.rotary_dim.is_multiple_of(2) && rope.rotary_dim <= heads.dim, "rotary_dim {}", rope.rotary_dim);
+    assert!(rope.rotary_dim.is_multiple_of(2), "rotary_dim {}", rope.rotary_dim);
     workers.rows(x, heads.stride, |t, row| {
         let cos = &rope.cos[t * pairs..(t + 1) * pairs];
         let sin = &rope.sin[t * pairs..(t + 1) * pairs];
         for head in row[..heads.width()].chunks_exact_mut(heads.dim) {
+            let turning = &mut head[rope.start..rope.start + rope.rotary_dim];
             match rope.style {
                 RopeStyle::Half => {
-                    let (a, b) = head[..rope.rotary_dim].split_at_mut(pairs);
+                    let (a, b) = turning.split_at_mut(pairs);
                     for (((a, b), c), s) in a.iter_mut().zip(b).zip(cos).zip(sin) {
                         (*a, *b) = turn(*a, *b, *c, *s);
                     }
                 }
                 RopeStyle::Interleaved => {
-                    let (both, _) = head[..rope.rotary_dim].as_chunks_mut::<2>();
+                    let (both, _) = turning.as_chunks_mut::<2>();
                     for (([a, b], c), s) in both.iter_mut().zip(cos).zip(sin) {
                         (*a, *b) = turn(*a, *b, *c, *s);
                     }

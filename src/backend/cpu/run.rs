@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{Attention, Columns, Cpu, Heads, Inputs, Mode, RmsNorm, Scales, Sequence};
+use super::{Attention, Columns, Cpu, Finish, Heads, Inputs, Mode, Norm, Runs, Scales, Sequence};
 use crate::backend::Backend;
 use crate::checkpoint::Tensor;
 use crate::disk::gather::Gather;
@@ -12,7 +12,7 @@ use crate::error::Result;
 use crate::kv::KvCache;
 use crate::pass::{Segment, with_rows};
 use crate::plan::{Plan, Tile};
-use crate::program::{Buffer, KvShape, Product, Program, RopeStyle, Step};
+use crate::program::{self, Buffer, KvShape, Product, Program, Step, VectorId};
 use crate::stream::Conveyor;
 
 /// The processor, with the memory of one plan.
@@ -24,7 +24,10 @@ pub(crate) struct CpuBackend {
     /// In the order of [`Program::buffers`].
     buffers: Vec<Vec<f32>>,
     kv: KvCache,
-    rotation: Rotation,
+    /// In the order of [`Program::ropes`].
+    rotations: Vec<Rotation>,
+    /// A number for each row, where a step scales rows.
+    factors: Vec<f32>,
     /// Embedding rows as they lie on disk, before they become float32.
     staging: Vec<u8>,
     /// Rows that the steps work on at the moment: all of the pass, or after [`Step::Select`] those with logits.
@@ -43,7 +46,8 @@ impl CpuBackend {
             vectors: read_vectors(&cpu, gather, &program.vectors)?,
             buffers: program.buffers.iter().enumerate().map(|(i, width)| vec![0.0; width * rows(i)]).collect(),
             kv: KvCache::new(&program.kv, plan.context, plan.sequences),
-            rotation: Rotation::new(program.rope.inv_freq.len(), plan.rows),
+            rotations: program.ropes.iter().map(|rope| Rotation::new(rope.rotary_dim() / 2, plan.rows)).collect(),
+            factors: Vec::with_capacity(plan.rows),
             staging: vec![0; program.embedding.row_bytes() * plan.rows],
             rows: 0,
             program,
@@ -54,7 +58,9 @@ impl CpuBackend {
 
 impl Backend for CpuBackend {
     fn begin(&mut self, segments: &[Segment]) -> Result<()> {
-        self.rotation.fill(&self.program, segments);
+        for (rotation, rope) in self.rotations.iter_mut().zip(&self.program.ropes) {
+            rotation.fill(rope, segments);
+        }
         self.rows = segments.iter().map(|segment| segment.tokens.len()).sum();
         Ok(())
     }
@@ -67,40 +73,62 @@ impl Backend for CpuBackend {
         let program = Arc::clone(&self.program);
         let rows = self.rows;
         match *step {
-            Step::Embed { output } => {
+            Step::Embed { output, scale } => {
                 let table = &program.embedding;
                 let out = &mut self.buffers[output.0][..rows * table.cols];
                 self.cpu.widen(&self.staging[..rows * table.row_bytes()], table.encoding, out);
+                if scale != 1.0 {
+                    out.iter_mut().for_each(|x| *x *= scale);
+                }
             }
-            Step::RmsNorm { weight, eps, input, output } => {
-                let len = rows * program.buffers[input.0];
-                let norm = RmsNorm { weight: &self.vectors[weight.0], eps, unit_offset: false };
+            Step::Norm { norm, input, output, add } => {
+                let width = program.buffers[input.0];
+                let norm = with_vectors(&self.vectors, norm);
                 let [x, out] = pair(&mut self.buffers, input, output);
-                self.cpu.rms_norm(&x[..len], norm, &mut out[..len]);
+                self.cpu.norm(&x[..rows * width], width, norm, &mut out[..rows * width], mode(add));
             }
-            Step::HeadNorm { weight, eps, buffer, head_dim } => {
+            Step::HeadNorm { norm, buffer, head_dim } => {
                 let heads = heads(&program, buffer, head_dim);
-                let norm = RmsNorm { weight: &self.vectors[weight.0], eps, unit_offset: false };
+                let norm = with_vectors(&self.vectors, norm);
                 self.cpu.head_norm(&mut self.buffers[buffer.0][..rows * heads.stride], heads, norm);
             }
             Step::MatMul(_) => unreachable!("products come tile by tile"),
-            Step::Rope { buffer, head_dim } => {
+            Step::Rearrange { input, output, first, run, stride } => {
+                let (x_width, width) = (program.buffers[input.0], program.buffers[output.0]);
+                let [x, out] = pair(&mut self.buffers, input, output);
+                let runs = Runs { first, run, stride };
+                self.cpu.rearrange(&x[..rows * x_width], x_width, runs, &mut out[..rows * width], width);
+            }
+            Step::Rope { buffer, rope, head_dim, start } => {
                 let heads = heads(&program, buffer, head_dim);
                 let x = &mut self.buffers[buffer.0][..rows * heads.stride];
-                self.cpu.rope(x, heads, self.rotation.tables(rows, program.rope.style));
+                let (cos, sin) = self.rotations[rope.0].tables(rows);
+                let rope = &program.ropes[rope.0];
+                let (rotary_dim, style) = (rope.rotary_dim(), rope.style);
+                self.cpu.rope(x, heads, super::Rope { cos, sin, start, rotary_dim, style });
+            }
+            Step::ScaleQueries { buffer, by } => {
+                let width = program.buffers[buffer.0];
+                self.factors.clear();
+                self.factors.extend(segments.iter().flat_map(|segment| segment.positions()).map(|p| by.at(p)));
+                self.cpu.scale_rows(&mut self.buffers[buffer.0][..rows * width], width, &self.factors);
             }
             Step::Append { layer, keys, values } => self.append(segments, layer, keys, values),
-            Step::Attend { layer, queries, output, scale, window } => {
-                let kv = self.kv.shape(layer);
-                let q_stride = program.buffers[queries.0];
-                let (heads, kv_heads, head_dim) = (q_stride / kv.head_dim, kv.kv_heads, kv.head_dim);
-                let shape = Attention { heads, kv_heads, head_dim, q_stride, scale, window };
-                self.attend(segments, layer, queries, output, shape);
+            Step::Attend { layer, queries, output, ref attention } => {
+                self.attend(&program, segments, layer, queries, output, attention);
             }
-            Step::SwiGlu { gate, up } => {
+            Step::Glu { activation, gate, up } => {
                 let len = rows * program.buffers[gate.0];
                 let [gate, up] = pair(&mut self.buffers, gate, up);
-                self.cpu.silu_mul(&mut gate[..len], &up[..len]);
+                self.cpu.glu(activation, &mut gate[..len], &up[..len]);
+            }
+            Step::Activate { activation, buffer } => {
+                let len = rows * program.buffers[buffer.0];
+                self.cpu.activate(activation, &mut self.buffers[buffer.0][..len]);
+            }
+            Step::SoftCap { buffer, cap } => {
+                let len = rows * program.buffers[buffer.0];
+                self.cpu.soft_cap(&mut self.buffers[buffer.0][..len], cap);
             }
             Step::Select { input, output } => self.rows = self.select(&program, segments, input, output),
         }
@@ -112,31 +140,43 @@ impl Backend for CpuBackend {
         if self.rows > 0 {
             let weight = &self.program.matrices[product.matrix.0];
             let [x, out] = pair(&mut self.buffers, product.input, product.output);
-            let (x, out) = (&x[..self.rows * weight.cols], &mut out[..self.rows * weight.rows]);
+            let x = &x[..self.rows * weight.cols];
+            let stride = self.program.buffers[product.output.0];
+            let data = &mut out[..self.rows * stride];
             let bias = product.bias.map(|bias| self.vectors[bias.0].as_slice());
             let first = tile.rows.start;
             let scales = weight.scales.map(|scales| Scales {
                 values: &self.vectors[scales.vector.0],
                 row_block: scales.row_block,
                 col_block: scales.col_block,
-                first_row: first,
+                first_row: weight.first_row + first,
             });
             let w = super::Tile { bytes: &bytes, encoding: weight.encoding, k: weight.stored_cols(), scales };
             if weight.tensor.transposed {
                 let x = Inputs { data: x, stride: weight.cols, first };
-                let mode = if product.add || first > 0 { Mode::Add } else { Mode::Store };
-                self.cpu.matmul_transposed(w, x, bias.filter(|_| first == 0), out, mode);
+                let columns = Columns { data, stride, first: product.first };
+                let mode = mode(product.add || first > 0);
+                self.cpu.matmul_transposed(w, x, bias.filter(|_| first == 0), columns, mode);
             } else {
-                let columns = Columns { data: out, stride: weight.rows, first };
-                let mode = if product.add { Mode::Add } else { Mode::Store };
-                self.cpu.matmul(w, x, bias.map(|bias| &bias[tile.rows.clone()]), columns, mode);
+                let finish = Finish {
+                    bias: bias.map(|bias| &bias[tile.rows.clone()]),
+                    scale: product.scale,
+                    normalise_rows: product.normalise_rows,
+                    mode: mode(product.add),
+                };
+                let columns = Columns { data, stride, first: product.first + first };
+                self.cpu.matmul(w, x, columns, finish);
             }
         }
         Ok(())
     }
 
-    fn finish(&mut self, _feed: &mut Conveyor) -> Result<&mut [f32]> {
-        Ok(&mut self.buffers[self.program.logits.0][..self.rows * self.program.vocab])
+    fn finish(&mut self, _feed: &mut Conveyor) -> Result<()> {
+        Ok(())
+    }
+
+    fn logits(&mut self) -> &mut [f32] {
+        &mut self.buffers[self.program.logits.0][..self.rows * self.program.vocab]
     }
 
     fn abandon(&mut self, feed: &mut Conveyor) {
@@ -147,18 +187,41 @@ impl Backend for CpuBackend {
 
 impl CpuBackend {
     fn append(&mut self, segments: &[Segment], layer: usize, keys: Buffer, values: Buffer) {
-        let KvShape { kv_heads, head_dim } = self.kv.shape(layer);
-        let stride = kv_heads * head_dim;
+        let KvShape { heads, key_dim, value_dim } = self.kv.shape(layer);
         for (segment, rows) in with_rows(segments) {
             let (k, v) = self.kv.get_mut(layer, segment.sequence);
-            for (new, cache) in [(keys, k), (values, v)] {
+            for (new, dim, cache) in [(keys, key_dim, k), (values, value_dim, v)] {
+                let stride = heads * dim;
                 let new = &self.buffers[new.0][rows.start * stride..rows.end * stride];
-                super::append(new, stride, kv_heads, head_dim, segment.start, cache);
+                super::append(new, stride, heads, dim, segment.start, cache);
             }
         }
     }
 
-    fn attend(&mut self, segments: &[Segment], layer: usize, queries: Buffer, output: Buffer, shape: Attention) {
+    fn attend(
+        &mut self,
+        program: &Program,
+        segments: &[Segment],
+        layer: usize,
+        queries: Buffer,
+        output: Buffer,
+        attention: &program::Attention,
+    ) {
+        let KvShape { heads: kv_heads, key_dim, value_dim } = self.kv.shape(layer);
+        let q_stride = program.buffers[queries.0];
+        let shape = Attention {
+            heads: q_stride / key_dim,
+            kv_heads,
+            key_dim,
+            value_dim,
+            q_stride,
+            scale: attention.scale,
+            window: attention.window,
+            chunk: attention.chunk,
+            soft_cap: attention.soft_cap,
+            sinks: attention.sinks.map(|sinks| self.vectors[sinks.0].as_slice()),
+            slopes: attention.slopes.as_deref(),
+        };
         let sequence = |(segment, rows): (&Segment, Range<usize>)| {
             let (keys, values) = self.kv.get(layer, segment.sequence);
             Sequence { rows, start: segment.start, keys, values }
@@ -188,6 +251,17 @@ fn heads(program: &Program, buffer: Buffer, dim: usize) -> Heads {
     Heads { count: stride / dim, dim, stride }
 }
 
+/// The norm with its vectors.
+fn with_vectors(vectors: &[Vec<f32>], norm: program::Norm) -> Norm<'_> {
+    let vector = |id: Option<VectorId>| id.map(|id| vectors[id.0].as_slice());
+    let program::Norm { kind, weight, bias, offset, eps } = norm;
+    Norm { kind, weight: vector(weight), bias: vector(bias), offset, eps }
+}
+
+fn mode(add: bool) -> Mode {
+    if add { Mode::Add } else { Mode::Store }
+}
+
 /// Two different buffers, both to be used at once.
 fn pair(buffers: &mut [Vec<f32>], a: Buffer, b: Buffer) -> [&mut Vec<f32>; 2] {
     buffers.get_disjoint_mut([a.0, b.0]).expect("a step reads and writes different buffers")
@@ -206,28 +280,23 @@ impl Rotation {
     }
 
     /// The angle is a product in float32, as in the reference implementation; its functions are exact.
-    fn fill(&mut self, program: &Program, segments: &[Segment]) {
+    fn fill(&mut self, rope: &program::Rope, segments: &[Segment]) {
         let mut rows = self.cos.chunks_exact_mut(self.pairs).zip(self.sin.chunks_exact_mut(self.pairs));
         for segment in segments {
-            let inv_freq = program.rope.inv_freq(segment.length);
+            let inv_freq = rope.inv_freq(segment.prompt, segment.length);
             for (position, (cos, sin)) in segment.positions().zip(&mut rows) {
                 for ((cos, sin), freq) in cos.iter_mut().zip(sin).zip(inv_freq.iter()) {
                     let angle = (position as f32 * freq) as f64;
-                    *cos = angle.cos() as f32 * program.rope.attention_factor;
-                    *sin = angle.sin() as f32 * program.rope.attention_factor;
+                    *cos = angle.cos() as f32 * rope.attention_factor;
+                    *sin = angle.sin() as f32 * rope.attention_factor;
                 }
             }
         }
     }
 
-    fn tables(&self, rows: usize, style: RopeStyle) -> super::Rope<'_> {
-        let style = match style {
-            RopeStyle::Half => super::RopeStyle::Half,
-            RopeStyle::Interleaved => super::RopeStyle::Interleaved,
-        };
+    fn tables(&self, rows: usize) -> (&[f32], &[f32]) {
         let len = rows * self.pairs;
-        let (cos, sin) = (&self.cos[..len], &self.sin[..len]);
-        super::Rope { cos, sin, rotary_dim: 2 * self.pairs, style }
+        (&self.cos[..len], &self.sin[..len])
     }
 }
 

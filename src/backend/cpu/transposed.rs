@@ -5,7 +5,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use super::isa::{F32x16, Isa, Kernel, LANES};
-use super::matmul::{BLOCK, Mode};
+use super::matmul::{BLOCK, Columns, Mode};
 use super::panel;
 use super::weights::{Bf16, Element, F16, F32, Tile};
 use super::workers::Workers;
@@ -33,14 +33,17 @@ pub(super) fn matmul(
     w: Tile<'_>,
     x: Inputs<'_>,
     bias: Option<&[f32]>,
-    out: &mut [f32],
+    out: Columns<'_>,
     mode: Mode,
 ) {
     // Along a stored row lie outputs.
     let outputs = w.k;
     let tokens = x.data.len() / x.stride;
     assert_eq!(w.bytes.len(), w.rows() * w.row_bytes(), "whole stored rows of {outputs} {}", w.encoding);
-    assert_eq!(out.len(), tokens * outputs, "{outputs} sums for each of {tokens} tokens");
+    assert!(
+        out.first + outputs <= out.stride && out.data.len() >= tokens * out.stride,
+        "{outputs} sums for {tokens} tokens"
+    );
     assert!(x.first + w.rows() <= x.stride, "activations for every stored row");
     assert!(bias.is_none_or(|bias| bias.len() == outputs), "a bias for every one of {outputs} outputs");
 
@@ -50,13 +53,14 @@ pub(super) fn matmul(
     let at_once = outputs.div_ceil(wanted).max(WORTHWHILE / (w.rows().max(1) * tokens_at_once));
     let at_once = at_once.clamp(1, BLOCK / tokens_at_once / LANES * LANES).next_multiple_of(LANES);
     let column_blocks = outputs.div_ceil(at_once);
-    let out = Mutex::new(out);
+    let (stride, first_output) = (out.stride, out.first);
+    let out = Mutex::new(out.data);
     workers.run(column_blocks * token_blocks, |scratch, task| {
         let first = task / token_blocks * at_once;
         let token = task % token_blocks * tokens_at_once;
         let (width, tokens) = (at_once.min(outputs - first), tokens_at_once.min(tokens - token));
         let sums = &mut scratch.matmul.block[..width * tokens];
-        let start = |t: usize| (token + t) * outputs + first;
+        let start = |t: usize| (token + t) * stride + first_output + first;
         match mode {
             Mode::Store => sums.fill(0.0),
             Mode::Add => {

@@ -1,0 +1,174 @@
+//! Streams and events: the order in which a GPU works, and waiting for a point in it.
+
+use std::ffi::c_void;
+
+use cudarc::driver::result;
+use cudarc::driver::sys;
+
+use super::{Context, Function, Gpu, Result};
+use crate::launch::Launch;
+
+/// The most bytes that the parameters of a kernel may have here; the largest struct of params.h has less than half.
+const MAX_PARAMS: usize = 512;
+
+/// A queue of work.
+pub struct Stream {
+    /// Outlives the stream.
+    gpu: Gpu,
+    stream: sys::CUstream,
+}
+
+// SAFETY: a handle that the driver lets any thread use.
+unsafe impl Send for Stream {}
+// SAFETY: as above; the driver locks what is behind the handle.
+unsafe impl Sync for Stream {}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.gpu.for_drop();
+        // SAFETY: created by `new`, destroyed once; what is queued still runs.
+        let _ = unsafe { result::stream::destroy(self.stream) };
+    }
+}
+
+impl Stream {
+    /// A stream that does not wait for the default stream, nor that for it.
+    pub fn new(gpu: &Gpu) -> Result<Stream> {
+        let stream = result::stream::create(result::stream::StreamKind::NonBlocking);
+        Ok(Stream { gpu: gpu.clone(), stream: stream.context(|| "making a stream".into())? })
+    }
+
+    /// Queues a kernel. `params` are copied before this returns.
+    ///
+    /// # Errors
+    /// A shape that the GPU or the kernel does not allow; and whatever went wrong in earlier work.
+    ///
+    /// # Safety
+    /// `params` is the parameter struct of this very kernel, and its pointers are valid for what the kernel does with them
+    /// until it has ended.
+    pub unsafe fn launch(&self, function: &Function, launch: &Launch, params: &[u8]) -> Result<()> {
+        // At an address that is aligned for any struct.
+        let mut aligned = [0u128; MAX_PARAMS / size_of::<u128>()];
+        assert!(params.len() <= MAX_PARAMS, "{} bytes of parameters for {}", params.len(), launch.kernel);
+        let ([gx, gy, gz], [bx, by, bz]) = (launch.grid, launch.block);
+        // SAFETY: `aligned` has room for `params`; one pointer for the one parameter; the rest is the caller's promise.
+        unsafe {
+            std::ptr::copy_nonoverlapping(params.as_ptr(), aligned.as_mut_ptr().cast(), params.len());
+            let mut pointers: [*mut c_void; 1] = [aligned.as_mut_ptr().cast()];
+            let shape = ((gx, gy, gz), (bx, by, bz));
+            result::launch_kernel(function.function, shape.0, shape.1, launch.shared, self.stream, &mut pointers)
+        }
+        .context(|| format!("launching {} with grid {:?}, block {:?}", launch.kernel, launch.grid, launch.block))
+    }
+
+    /// Queues a copy of `len` bytes from host memory to the GPU.
+    ///
+    /// # Safety
+    /// `from` is page-locked ([`Pinned`](super::Pinned)); until the copy has happened its bytes stay as they are, and nothing
+    /// unordered uses the bytes at `to`, an address in [`Memory`](super::Memory) with room for them.
+    pub unsafe fn upload(&self, to: u64, from: *const u8, len: usize) -> Result<()> {
+        if len == 0 {
+            return Ok(());
+        }
+        // SAFETY: the caller's promise.
+        unsafe { sys::cuMemcpyHtoDAsync_v2(to, from.cast(), len, self.stream) }
+            .result()
+            .context(|| format!("copying {len} bytes to the GPU"))
+    }
+
+    /// Queues a copy of `len` bytes from the GPU to host memory.
+    ///
+    /// # Safety
+    /// As for [`upload`](Stream::upload), the other way round.
+    pub unsafe fn download(&self, to: *mut u8, from: u64, len: usize) -> Result<()> {
+        if len == 0 {
+            return Ok(());
+        }
+        // SAFETY: the caller's promise.
+        unsafe { sys::cuMemcpyDtoHAsync_v2(to.cast(), from, len, self.stream) }
+            .result()
+            .context(|| format!("copying {len} bytes from the GPU"))
+    }
+
+    /// Makes all that is queued here later wait until `event` has happened, as it was last recorded. Does not wait itself.
+    pub fn wait(&self, event: &Event) -> Result<()> {
+        // SAFETY: both exist.
+        unsafe { result::stream::wait_event(self.stream, event.event, sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT) }
+            .context(|| "making a stream wait".into())
+    }
+
+    /// Queues `event`: it happens when all that was queued before has ended.
+    pub fn record(&self, event: &Event) -> Result<()> {
+        // SAFETY: both exist.
+        unsafe { result::event::record(event.event, self.stream) }.context(|| "recording an event".into())
+    }
+
+    /// Waits, on the CPU, for all that is queued.
+    pub fn synchronize(&self) -> Result<()> {
+        // SAFETY: the stream exists.
+        unsafe { result::stream::synchronize(self.stream) }.context(|| "running kernels".into())
+    }
+}
+
+/// A point in a stream.
+pub struct Event {
+    /// Outlives the event.
+    gpu: Gpu,
+    event: sys::CUevent,
+}
+
+// SAFETY: a handle that the driver lets any thread use.
+unsafe impl Send for Event {}
+// SAFETY: as above; the driver locks what is behind the handle.
+unsafe impl Sync for Event {}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        self.gpu.for_drop();
+        // SAFETY: created by `new`, destroyed once.
+        let _ = unsafe { result::event::destroy(self.event) };
+    }
+}
+
+impl Event {
+    /// An event that keeps the time at which it happened.
+    pub fn new(gpu: &Gpu) -> Result<Event> {
+        Event::with(gpu, sys::CUevent_flags::CU_EVENT_DEFAULT as u32)
+    }
+
+    /// An event without a time, which costs less. Whoever waits for it on the CPU sleeps.
+    pub fn untimed(gpu: &Gpu) -> Result<Event> {
+        use sys::CUevent_flags::{CU_EVENT_BLOCKING_SYNC, CU_EVENT_DISABLE_TIMING};
+        Event::with(gpu, CU_EVENT_DISABLE_TIMING as u32 | CU_EVENT_BLOCKING_SYNC as u32)
+    }
+
+    fn with(gpu: &Gpu, flags: u32) -> Result<Event> {
+        let mut event = std::ptr::null_mut();
+        // SAFETY: writes one handle. (cudarc's own function takes one flag only.)
+        unsafe { sys::cuEventCreate(&mut event, flags) }.result().context(|| "making an event".into())?;
+        Ok(Event { gpu: gpu.clone(), event })
+    }
+
+    /// Whether it has happened, as it was last recorded; one that was never recorded has. Also fails for whatever went
+    /// wrong in earlier work.
+    pub fn happened(&self) -> Result<bool> {
+        // SAFETY: the event exists.
+        match unsafe { result::event::query(self.event) } {
+            Err(result::DriverError(sys::CUresult::CUDA_ERROR_NOT_READY)) => Ok(false),
+            other => other.context(|| "asking for an event".into()).map(|()| true),
+        }
+    }
+
+    /// Waits, on the CPU, until it has happened. Also fails for whatever went wrong in earlier work.
+    pub fn synchronize(&self) -> Result<()> {
+        // SAFETY: the event exists.
+        unsafe { result::event::synchronize(self.event) }.context(|| "waiting for the GPU".into())
+    }
+
+    /// Seconds from `start` to this event, both of which have happened: an error if not.
+    pub fn seconds_since(&self, start: &Event) -> Result<f64> {
+        // SAFETY: both exist.
+        let milliseconds = unsafe { result::event::elapsed(start.event, self.event) };
+        Ok(f64::from(milliseconds.context(|| "reading the time between two events".into())?) / 1e3)
+    }
+}
