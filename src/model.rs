@@ -151,7 +151,7 @@ impl Model {
     /// model's floor. A tokenizer is not needed to run token ids: if there is none, only text is refused.
     pub fn open(path: impl AsRef<Path>, options: &Options) -> Result<Model> {
         let outline = Outline::new(path.as_ref(), options)?;
-        let text = TextSide::open(outline.checkpoint.dir())?;
+        let text = TextSide::of(&outline.checkpoint)?;
         Model::start(outline, text, options)
     }
 

@@ -19,6 +19,7 @@ mod zip;
 
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 pub use dtype::Dtype;
 #[doc(hidden)]
@@ -85,7 +86,7 @@ pub struct Checkpoint {
     /// Indices into `tensors`, sorted by name.
     by_name: Vec<u32>,
     /// Of a GGUF file.
-    metadata: Option<Metadata>,
+    metadata: Option<Arc<Metadata>>,
 }
 
 impl Checkpoint {
@@ -110,7 +111,7 @@ impl Checkpoint {
             Place::Gguf { dir, parts } => {
                 let gguf::Opened { files, tensors, metadata } = gguf::open(&parts)?;
                 let checkpoint = Checkpoint::assemble(dir, metadata.path().into(), files, tensors)?;
-                Ok(Checkpoint { metadata: Some(metadata), ..checkpoint })
+                Ok(Checkpoint { metadata: Some(Arc::new(metadata)), ..checkpoint })
             }
         }
     }
@@ -166,7 +167,7 @@ impl Checkpoint {
     }
 
     /// What a GGUF file says of its model, instead of `config.json` and the tokenizer's files.
-    pub fn metadata(&self) -> Option<&Metadata> {
+    pub fn metadata(&self) -> Option<&Arc<Metadata>> {
         self.metadata.as_ref()
     }
 

@@ -18,7 +18,7 @@ pub fn run(args: &args::Generate) -> Result<()> {
     let path = &args.model.path;
     let checkpoint = Checkpoint::open(path)?;
     let longest = family::program(&checkpoint)?.max_positions;
-    let text = TextSide::open(checkpoint.dir())?;
+    let text = TextSide::of(&checkpoint)?;
     let prompts = prompts::read(args, &text)?;
     let options = args.answer.over(GenerateOptions::of_model(&checkpoint)?);
     let needed = prompts.iter().map(|prompt| prompt.ids.len()).max().unwrap_or(0) + options.max_new_tokens;

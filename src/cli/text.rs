@@ -2,20 +2,22 @@
 
 use std::path::Path;
 
-use crate::checkpoint::read_json;
+use crate::checkpoint::{Checkpoint, read_json};
 use crate::error::Result;
-use crate::text::{ChatInput, TextSide, Tokenizer};
+use crate::text::{ChatInput, TextSide};
 
 use super::args;
 use super::{output, prompts};
 
 pub fn tokenize(args: &args::Tokenize) -> Result<()> {
-    let tokenizer = Tokenizer::open(dir(&args.model.path))?;
+    let text = open(&args.model.path)?;
+    let tokenizer = text.tokenizer()?;
     output::json(&tokenizer.encode(&prompts::utf8_input()?, !args.no_special)?)
 }
 
 pub fn detokenize(args: &args::Detokenize) -> Result<()> {
-    let tokenizer = Tokenizer::open(dir(&args.model.path))?;
+    let text = open(&args.model.path)?;
+    let tokenizer = text.tokenizer()?;
     output::print_exact(&tokenizer.decode(&args.ids.0, args.skip_special)?)
 }
 
@@ -27,8 +29,17 @@ pub fn render_chat(args: &args::RenderChat) -> Result<()> {
         add_generation_prompt: !args.no_generation_prompt,
         ..ChatInput::new(&messages)
     };
-    let text = TextSide::open(dir(&args.model.path))?;
+    let text = open(&args.model.path)?;
     output::print_exact(&text.chat_template()?.render(&input)?)
+}
+
+/// The text side of a model, which need not be complete; or of a GGUF file.
+fn open(model: &Path) -> Result<TextSide> {
+    match Checkpoint::open(model) {
+        Ok(checkpoint) if checkpoint.metadata().is_some() => TextSide::of(&checkpoint),
+        Err(error) if model.extension().is_some_and(|extension| extension == "gguf") => Err(error),
+        _ => TextSide::open(dir(model)),
+    }
 }
 
 /// The directory of a model that is given as one, or as its only file.

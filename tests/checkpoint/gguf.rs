@@ -6,7 +6,8 @@ use std::path::Path;
 
 use layerstream::checkpoint::{Checkpoint, Dtype, parse_gguf};
 use layerstream::program::RopeStyle;
-use layerstream::{Options, Outline};
+use layerstream::text::{ChatInput, TextSide};
+use layerstream::{GenerateOptions, Options, Outline};
 use proptest::prelude::*;
 
 use crate::{directory, refused};
@@ -208,6 +209,37 @@ fn metadata_becomes_a_configuration() {
     let norms =
         ["q", "k"].iter().fold(model("qwen3"), |f, x| f.tensor(&format!("blk.0.attn_{x}_norm.weight"), &[8], 0, 32));
     assert_eq!(outline(&norms).unwrap().program().family, "qwen3");
+}
+
+#[test]
+fn the_tokenizer_and_the_template_are_in_the_file() {
+    let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models/gguf_q8_0");
+    let checkpoint = Checkpoint::open(&case).unwrap();
+    let side = TextSide::of(&checkpoint).unwrap();
+    // SentencePiece with nothing but bytes: the beginning, then U+2581 and "A", each byte b as the token b + 3.
+    let ids = side.encode("A").unwrap();
+    assert_eq!(ids, [1, 0xe2 + 3, 0x96 + 3, 0x81 + 3, 0x41 + 3]);
+    assert_eq!(side.tokenizer().unwrap().decode(&ids[1..], true).unwrap(), "▁A");
+    refused(side.chat_template().map(|_| ()), &["model-Q8_0.gguf", "no chat template"]);
+    assert_eq!(GenerateOptions::of_model(&checkpoint).unwrap().eos, [2]);
+
+    let texts = |texts: &[&str]| {
+        let items = texts.iter().flat_map(|item| text(item));
+        [8u32.to_le_bytes().to_vec(), (texts.len() as u64).to_le_bytes().to_vec(), items.collect()].concat()
+    };
+    let ints = [&4u32.to_le_bytes()[..], &3u64.to_le_bytes(), &[3, 2, 1].map(u32::to_le_bytes).concat()].concat();
+    let file = model("llama").text("tokenizer.ggml.model", "llama").key("tokenizer.ggml.token_type", 9, &ints);
+    let file =
+        file.key("tokenizer.ggml.tokens", 9, &texts(&["<s>", "<unk>", "x"])).size("tokenizer.ggml.bos_token_id", 0);
+    let template = "{{ bos_token }}{% for m in messages %}[{{ m.content }}]{% endfor %}";
+    let file = file.text("tokenizer.chat_template", template).size("tokenizer.ggml.unknown_token_id", 1);
+    let dir = directory(&[("model.gguf", &file.bytes())]);
+    let side = TextSide::of(&Checkpoint::open(dir.path()).unwrap()).unwrap();
+    let messages = serde_json::json!([{"role": "user", "content": "x"}]);
+    assert_eq!(side.chat_template().unwrap().render(&ChatInput::new(&messages)).unwrap(), "<s>[x]");
+    let bare =
+        TextSide::of(&Checkpoint::open(directory(&[("m.gguf", &model("llama").bytes())]).path()).unwrap()).unwrap();
+    refused(bare.encode("x"), &["m.gguf", "no tokenizer"]);
 }
 
 #[test]
