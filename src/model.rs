@@ -163,7 +163,7 @@ impl Model {
     /// model's floor. A tokenizer is not needed to run token ids: if there is none, only text is refused.
     pub fn open(path: impl AsRef<Path>, options: &Options) -> Result<Model> {
         let outline = Outline::new(path.as_ref(), options)?;
-        let text = TextSide::open(outline.checkpoint.dir())?;
+        let text = TextSide::of(&outline.checkpoint)?;
         Model::start(outline, text, options)
     }
 
@@ -174,7 +174,7 @@ impl Model {
     /// As [`Model::open`].
     pub fn start(outline: Outline, text: TextSide, options: &Options) -> Result<Model> {
         let Outline { checkpoint, program, plan, source, processor } = outline;
-        let defaults = GenerateOptions::of_model(checkpoint.dir())?;
+        let defaults = GenerateOptions::of_model(&checkpoint)?;
         let cached = vec![Vec::new(); plan.sequences];
         let engine = Engine::new(&source, program, plan, &options.disk, processor, options.threads)?;
         Ok(Model { engine, checkpoint, text, defaults, cached })

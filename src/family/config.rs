@@ -59,6 +59,11 @@ impl Config {
         }
     }
 
+    /// A configuration that was made from something else, at `path`.
+    pub fn of(path: &Path, keys: Map<String, Value>) -> Config {
+        Config { path: path.into(), keys }
+    }
+
     /// The text part of a multimodal configuration: `text_config`, and what of the outer one is about it too. Any other
     /// configuration as it is.
     pub fn text(&self) -> Result<Config> {

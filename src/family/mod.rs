@@ -11,6 +11,7 @@ mod config;
 mod dense;
 mod falcon;
 mod gemma;
+mod gguf;
 mod glm;
 mod gpt_neox;
 mod granite;
@@ -109,13 +110,16 @@ pub fn table() -> String {
     rows.iter().map(line).collect()
 }
 
-/// Builds the program of the model in `checkpoint`, from the `config.json` beside it.
+/// Builds the program of the model in `checkpoint`, from the `config.json` beside it or the metadata in it.
 ///
 /// # Errors
 /// `Unsupported` for an architecture or option that is not implemented, `Config` for a configuration that is incomplete
 /// or impossible, `Tensor` for tensors that are missing or contradict the configuration.
 pub fn program(checkpoint: &Checkpoint) -> Result<Program> {
-    let config = Config::open(checkpoint.dir())?;
+    let config = match checkpoint.metadata() {
+        Some(metadata) => gguf::config(checkpoint, metadata)?,
+        None => Config::open(checkpoint.dir())?,
+    };
     let architecture = config.architecture()?;
     let Some(family) = FAMILIES.iter().find(|family| family.architectures.contains(&architecture)) else {
         let known: Vec<_> = FAMILIES.iter().flat_map(|family| family.architectures).copied().collect();
@@ -123,5 +127,9 @@ pub fn program(checkpoint: &Checkpoint) -> Result<Program> {
     };
     let config = config.text()?;
     let quantization = Quantization::read(&config)?;
-    (family.build)(&config, Builder::new(family.name, checkpoint, quantization))
+    let mut program = (family.build)(&config, Builder::new(family.name, checkpoint, quantization))?;
+    if let Some(metadata) = checkpoint.metadata() {
+        gguf::finish(&mut program, metadata)?;
+    }
+    Ok(program)
 }

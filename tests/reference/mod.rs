@@ -11,7 +11,7 @@ use safetensors::{Dtype, SafeTensors};
 pub const GATE: f64 = 1e-6;
 
 /// The cases that the project carries: every family, option and element type once.
-pub const CASES: [&str; 36] = [
+pub const CASES: [&str; 41] = [
     "baichuan2_7b",
     "baichuan_13b",
     "chatglm2",
@@ -29,6 +29,11 @@ pub const CASES: [&str; 36] = [
     "gemma",
     "gemma2",
     "gemma3_vl_wrapper",
+    "gguf_f16",
+    "gguf_q4_0",
+    "gguf_q4_k_m",
+    "gguf_q6_k",
+    "gguf_q8_0",
     "glm",
     "glm4",
     "gpt_neox",

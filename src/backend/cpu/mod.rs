@@ -9,6 +9,7 @@
 
 mod activation;
 mod attention;
+mod blocks;
 mod dots;
 mod functions;
 mod isa;

@@ -29,6 +29,7 @@ pub fn unsupported(program: &Program) -> Option<String> {
         let matrix = &program.matrices[product.matrix.0];
         match encoding(matrix) {
             None => Some(format!("{} weights", matrix.tensor.dtype)),
+            Some(_) if matrix.tensor.transposed => Some("weights that are stored as their transpose".into()),
             Some(_) if product.scale != 1.0 && product.bias.is_some() => Some("a scaled product with a bias".into()),
             Some(_) if product.normalise_rows => Some("an output head with normalised rows".into()),
             Some(_) => None,
