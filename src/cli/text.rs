@@ -40,7 +40,7 @@ fn open(model: &args::Model) -> Result<TextSide> {
     let path = hub::local(model, Need::Text)?;
     match Checkpoint::open(&path) {
         Ok(checkpoint) if checkpoint.metadata().is_some() => TextSide::of(&checkpoint),
-        Err(error) if path.extension().is_some_and(|extension| extension == "gguf") => Err(error),
+        Err(error) if !path.exists() || path.extension().is_some_and(|extension| extension == "gguf") => Err(error),
         _ => TextSide::open(dir(&path)),
     }
 }
