@@ -72,7 +72,7 @@ fn cases() -> Vec<(String, Run)> {
 
 fn options(reader: ReaderKind, sizes: Option<(usize, usize)>) -> DiskOptions {
     let (chunk_bytes, depth) = sizes.unzip();
-    DiskOptions { reader: Some(reader), chunk_bytes, depth }
+    DiskOptions { reader: Some(reader), chunk_bytes, depth, ..DiskOptions::default() }
 }
 
 /// What a consumer gets who does nothing with the bytes.

@@ -44,8 +44,8 @@ fn main() -> Result {
     for round in 0..arguments.rounds {
         eprintln!("round {} of {}", round + 1, arguments.rounds);
         for (mib, depth) in RAW_SIZES {
-            let disk =
-                DiskOptions { reader: Some(ReaderKind::Uring), chunk_bytes: Some(mib << 20), depth: Some(depth) };
+            let (reader, chunk_bytes, depth_asked) = (Some(ReaderKind::Uring), Some(mib << 20), Some(depth));
+            let disk = DiskOptions { reader, chunk_bytes, depth: depth_asked, ..DiskOptions::default() };
             rows.add(&format!("raw uring {mib} MiB x {depth}, GB/s"), measure(&source, &disk, RAW)? / 1e9);
         }
         for (name, gbps) in fio(&source.files[0]) {

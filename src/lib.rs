@@ -26,6 +26,7 @@ pub mod checkpoint;
 pub mod cli;
 mod defaults;
 pub mod disk;
+pub mod encoding;
 mod engine;
 mod error;
 pub mod family;

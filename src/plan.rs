@@ -41,7 +41,7 @@ pub enum Tier {
     Device,
 }
 
-/// A run of rows of one matrix.
+/// A run of stored rows of one matrix.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tile {
     pub matrix: MatrixId,
@@ -276,9 +276,10 @@ fn cut(program: &Program, bytes: usize) -> Vec<Tile> {
     used.flat_map(|id| {
         let matrix = &program.matrices[id.0];
         let most = (bytes / matrix.row_bytes()).max(1);
-        let count = matrix.rows.div_ceil(most);
+        let all = matrix.stored_rows();
+        let count = all.div_ceil(most);
         (0..count).map(move |i| {
-            let rows = matrix.rows * i / count..matrix.rows * (i + 1) / count;
+            let rows = all * i / count..all * (i + 1) / count;
             Tile { matrix: id, span: matrix.span(rows.clone()), rows, tier: Tier::Disk }
         })
     })
@@ -324,14 +325,21 @@ mod tests {
 
     use super::*;
     use crate::checkpoint::{Dtype, FileId, Tensor};
+    use crate::encoding::Encoding;
     use crate::program::{Buffer, KvShape, Product, Rope, RopeStyle};
 
     const ALIGN: usize = 4096;
 
     fn matrix(offset: u64, rows: usize, cols: usize) -> Matrix {
         let span = Span { file: FileId(0), offset, len: (rows * cols * 2) as u64 };
-        let tensor = Tensor { name: format!("at {offset}"), dtype: Dtype::Bf16, shape: vec![rows, cols], span };
-        Matrix { tensor, first_row: 0, rows, cols }
+        let tensor = Tensor {
+            name: format!("at {offset}"),
+            dtype: Dtype::Bf16,
+            shape: vec![rows, cols],
+            span,
+            transposed: false,
+        };
+        Matrix { tensor, first_row: 0, rows, cols, encoding: Encoding::Bf16, scales: None }
     }
 
     /// A program that multiplies with matrices of these shapes, one after the other.

@@ -3,9 +3,10 @@
 
 use half::{bf16, f16};
 use layerstream::backend::cpu::{
-    Activation, Attention, Columns, Cpu, Finish, Float, Heads, Isa, Mode, Norm, NormKind, Rope, RopeStyle, Sequence,
+    Activation, Attention, Columns, Cpu, Finish, Heads, Inputs, Isa, Mode, Norm, NormKind, Rope, RopeStyle, Sequence,
     Tile, append,
 };
+use layerstream::encoding::Encoding;
 
 const TOKENS: [usize; 12] = [1, 2, 3, 7, 8, 9, 16, 17, 33, 64, 65, 129];
 const WIDTHS: [usize; 12] = [1, 3, 8, 15, 16, 17, 40, 64, 100, 128, 333, 1000];
@@ -30,48 +31,49 @@ impl Random {
 /// A matrix as a checkpoint stores it, at an odd address, and the same numbers as float32.
 struct Matrix {
     bytes: Vec<u8>,
-    float: Float,
+    encoding: Encoding,
     k: usize,
     values: Vec<f32>,
 }
 
 impl Matrix {
-    fn new(float: Float, k: usize, values: &[f32]) -> Matrix {
+    fn new(encoding: Encoding, k: usize, values: &[f32]) -> Matrix {
         let mut bytes = vec![0xee];
         let mut rounded = Vec::new();
         for &v in values {
-            match float {
-                Float::Bf16 => {
+            match encoding {
+                Encoding::Bf16 => {
                     bytes.extend(bf16::from_f32(v).to_le_bytes());
                     rounded.push(bf16::from_f32(v).to_f32());
                 }
-                Float::F16 => {
+                Encoding::F16 => {
                     bytes.extend(f16::from_f32(v).to_le_bytes());
                     rounded.push(f16::from_f32(v).to_f32());
                 }
-                Float::F32 => {
+                Encoding::F32 => {
                     bytes.extend(v.to_le_bytes());
                     rounded.push(v);
                 }
+                other => panic!("{other} is tested in tests/encodings.rs"),
             }
         }
-        Matrix { bytes, float, k, values: rounded }
+        Matrix { bytes, encoding, k, values: rounded }
     }
 
-    fn random(random: &mut Random, float: Float, rows: usize, k: usize) -> Matrix {
-        Matrix::new(float, k, &random.numbers(rows * k))
+    fn random(random: &mut Random, encoding: Encoding, rows: usize, k: usize) -> Matrix {
+        Matrix::new(encoding, k, &random.numbers(rows * k))
     }
 
     fn tile(&self) -> Tile<'_> {
-        let len = self.values.len() * self.float.size();
+        let len = self.values.len() * self.encoding.bytes(1);
         let bytes = &self.bytes[1..];
         assert!(bytes.len() == len && !bytes.as_ptr().addr().is_multiple_of(2), "weights at an odd address");
-        Tile { bytes, float: self.float, k: self.k }
+        Tile { bytes, encoding: self.encoding, k: self.k, scales: None }
     }
 }
 
-fn floats() -> [Float; 3] {
-    [Float::Bf16, Float::F16, Float::F32]
+fn floats() -> [Encoding; 3] {
+    [Encoding::Bf16, Encoding::F16, Encoding::F32]
 }
 
 fn cpus() -> Vec<Cpu> {
@@ -137,6 +139,76 @@ fn matmul_is_accurate_and_the_same_on_every_instruction_set() {
     }
 }
 
+/// A matrix stored as its transpose, `[inputs, outputs]`: against float64, and the same bits from every instruction set and
+/// whatever tiles it comes in.
+#[test]
+fn transposed_matmul_is_accurate_and_the_same_however_it_is_cut() {
+    let mut random = Random(11);
+    let mut cpus = cpus();
+    for (i, (n, inputs)) in TOKENS.iter().flat_map(|&n| [1, 3, 4, 17, 130].map(|k| (n, k))).enumerate() {
+        let (outputs, float) = ([1, 15, 16, 40, 333, 8200][i % 6], floats()[i % 3]);
+        let w = Matrix::random(&mut random, float, inputs, outputs);
+        let x = random.numbers(n * inputs);
+        let bias = (i % 2 == 0).then(|| random.numbers(outputs));
+        let before = random.numbers(n * outputs);
+        let mut exact = Vec::new();
+        for (x, before) in x.chunks(inputs).zip(before.chunks(outputs)) {
+            for o in 0..outputs {
+                let start = bias.as_ref().map_or(0.0, |bias| bias[o]) as f64 + before[o] as f64;
+                exact.push(
+                    x.iter().enumerate().map(|(k, x)| w.values[k * outputs + o] as f64 * *x as f64).sum::<f64>()
+                        + start,
+                );
+            }
+        }
+        let mut first: Option<Vec<f32>> = None;
+        for cpu in &mut cpus {
+            for rows in [inputs, 1, 3, 5] {
+                let mut out = before.clone();
+                for (t, bytes) in w.tile().bytes.chunks(rows * w.tile().row_bytes()).enumerate() {
+                    let x = Inputs { data: &x, stride: inputs, first: t * rows };
+                    let bias = bias.as_deref().filter(|_| t == 0);
+                    cpu.matmul_transposed(
+                        Tile { bytes, ..w.tile() },
+                        x,
+                        bias,
+                        Columns { data: &mut out, stride: outputs, first: 0 },
+                        Mode::Add,
+                    );
+                }
+                let error = rms_error(&out, &exact);
+                assert!(
+                    error <= 1e-6 * (inputs as f64).sqrt(),
+                    "{n} tokens, {inputs}×{outputs} {float:?}: error {error:e}"
+                );
+                assert_eq!(
+                    bits(&out),
+                    bits(first.get_or_insert_with(|| out.clone())),
+                    "{n} tokens, {rows} rows a tile"
+                );
+            }
+        }
+        let mut stored = vec![f32::NAN; n * outputs];
+        let x = Inputs { data: &x, stride: inputs, first: 0 };
+        cpus[0].matmul_transposed(
+            w.tile(),
+            x,
+            None,
+            Columns { data: &mut stored, stride: outputs, first: 0 },
+            Mode::Store,
+        );
+        let mut added = vec![0.0; n * outputs];
+        cpus[0].matmul_transposed(
+            w.tile(),
+            x,
+            None,
+            Columns { data: &mut added, stride: outputs, first: 0 },
+            Mode::Add,
+        );
+        assert_eq!(bits(&stored), bits(&added));
+    }
+}
+
 #[test]
 fn matmul_bits_do_not_depend_on_company() {
     let mut random = Random(2);
@@ -194,7 +266,7 @@ fn a_tile_of_thousands_of_rows_is_multiplied_whole_by_every_instruction_set() {
 #[test]
 fn matmul_adds_and_leaves_other_columns_alone() {
     let mut cpu = Cpu::new(Some(2)).unwrap();
-    let w = Matrix::new(Float::F32, 2, &[1.0, 2.0, 3.0, 4.0]);
+    let w = Matrix::new(Encoding::F32, 2, &[1.0, 2.0, 3.0, 4.0]);
     let mut out = vec![10.0; 8];
     let columns = Columns { data: &mut out, stride: 4, first: 1 };
     let finish = Finish { bias: Some(&[0.5, 0.25]), mode: Mode::Add, ..Finish::default() };
@@ -208,9 +280,9 @@ fn matmul_adds_and_leaves_other_columns_alone() {
 #[test]
 fn nothing_to_do_is_done() {
     for cpu in &mut cpus() {
-        let w = Matrix::new(Float::Bf16, 4, &[]);
+        let w = Matrix::new(Encoding::Bf16, 4, &[]);
         assert!(product(cpu, w.tile(), &[1.0; 8], None).is_empty());
-        let w = Matrix::new(Float::Bf16, 4, &[1.0; 8]);
+        let w = Matrix::new(Encoding::Bf16, 4, &[1.0; 8]);
         assert!(product(cpu, w.tile(), &[], None).is_empty());
         cpu.glu(Activation::Silu, &mut [], &[]);
     }
@@ -226,9 +298,9 @@ fn not_a_number_infinity_and_subnormals_come_through() {
                 values[40 + 39] = f32::INFINITY;
                 // The smallest subnormal of the type.
                 let tiny = match float {
-                    Float::Bf16 => f32::from_bits(1 << 16),
-                    Float::F16 => 2.0f32.powi(-24),
-                    Float::F32 => f32::from_bits(1),
+                    Encoding::Bf16 => f32::from_bits(1 << 16),
+                    Encoding::F16 => 2.0f32.powi(-24),
+                    _ => f32::from_bits(1),
                 };
                 values[80] = tiny;
                 let w = Matrix::new(float, 40, &values);
@@ -247,14 +319,14 @@ fn every_half_is_widened_exactly() {
     let all: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
     for cpu in cpus() {
         let mut out = vec![0.0; 1 << 16];
-        cpu.widen(&all, Float::F16, &mut out);
+        cpu.widen(&all, Encoding::F16, &mut out);
         let expected: Vec<f32> = (0..=u16::MAX).map(|b| f16::from_bits(b).to_f32_const()).collect();
         assert_eq!(bits(&out), bits(&expected), "{:?}", cpu.isa());
-        cpu.widen(&all, Float::Bf16, &mut out);
+        cpu.widen(&all, Encoding::Bf16, &mut out);
         let expected: Vec<f32> = (0..=u16::MAX).map(|b| bf16::from_bits(b).to_f32_const()).collect();
         assert_eq!(bits(&out), bits(&expected), "{:?}", cpu.isa());
         let mut some = vec![0.0; 21];
-        cpu.widen(&all[6..48], Float::Bf16, &mut some);
+        cpu.widen(&all[6..48], Encoding::Bf16, &mut some);
         assert_eq!(bits(&some), bits(&expected[3..24]));
     }
 }

@@ -135,7 +135,7 @@ fn what_is_not_implemented_is_refused_by_name() {
     let cases = [
         (yi().set("architectures", json!(["MambaForCausalLM"])), "MambaForCausalLM"),
         (yi().set("hidden_act", json!("relu2")), "relu2"),
-        (yi().set("rope_scaling", json!({"rope_type": "longrope", "factor": 2.0})), "longrope"),
+        (yi().set("rope_scaling", json!({"rope_type": "proportional", "factor": 2.0})), "proportional"),
         (yi().set("partial_rotary_factor", json!(0.5)), "partial_rotary_factor"),
         (yi().set("quantization_config", json!({"quant_method": "awq"})), "awq"),
         (yi().set("head_dim", json!(512)), "head size of 512"),

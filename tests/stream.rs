@@ -42,7 +42,7 @@ fn source(files: Vec<PathBuf>) -> Source {
 }
 
 fn options(reader: ReaderKind) -> DiskOptions {
-    DiskOptions { reader: Some(reader), chunk_bytes: Some(128 << 10), depth: Some(6) }
+    DiskOptions { reader: Some(reader), chunk_bytes: Some(128 << 10), depth: Some(6), ..DiskOptions::default() }
 }
 
 /// Streams `passes` passes and compares every tile with the bytes in `files`.

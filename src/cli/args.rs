@@ -360,6 +360,7 @@ impl Resources {
                 reader: self.reader,
                 chunk_bytes: self.chunk.map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX)),
                 depth: self.depth,
+                ..DiskOptions::default()
             },
             replicas: self.replica.clone(),
             threads: self.threads,

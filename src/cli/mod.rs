@@ -3,6 +3,8 @@
 
 mod args;
 mod chat;
+#[doc(hidden)]
+pub mod disk2gpu;
 mod generate;
 mod inspect;
 mod interrupt;
@@ -32,15 +34,20 @@ use args::{Cli, Command};
 /// Runs the command that the arguments of this process ask for.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    start_logging();
-    match interrupt::install().and_then(|()| run(cli.command)) {
+    start_logging(Targets::new().with_default(LevelFilter::WARN));
+    finish("layerstream", interrupt::install().and_then(|()| run(cli.command)))
+}
+
+/// Tells how a program has ended.
+fn finish(program: &str, result: Result<()>) -> ExitCode {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         // Whoever read our output has seen enough.
         Err(error) if output::is_closed(&error) => ExitCode::SUCCESS,
         Err(Error::Interrupted) => ExitCode::from(interrupt::EXIT_CODE),
         Err(error) => {
             let line = error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
-            output::tell(format!("layerstream: error: {line}\n"));
+            output::tell(format!("{program}: error: {line}\n"));
             ExitCode::FAILURE
         }
     }
@@ -65,10 +72,11 @@ fn run(command: Command) -> Result<()> {
     }
 }
 
-/// Warnings go to standard error; `RUST_LOG` (`debug`, `layerstream::disk=trace`, …) asks for more or less.
-fn start_logging() {
+/// Warnings, or else what `filter` lets through, go to standard error; `RUST_LOG` (`debug`, `layerstream::disk=trace`, …)
+/// asks for more or less.
+fn start_logging(filter: Targets) {
     let asked = std::env::var("RUST_LOG").ok().and_then(|filter| filter.parse::<Targets>().ok());
-    let filter = asked.unwrap_or_else(|| Targets::new().with_default(LevelFilter::WARN));
+    let filter = asked.unwrap_or(filter);
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let layer = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)

@@ -1,14 +1,16 @@
 //! Drives: opening the files of a checkpoint for direct reads, finding the reader that works there, and measuring it.
 //!
-//! A [`Reader`] starts reads into memory regions and returns them when they have landed. Two implement it: [`uring`]
+//! A [`Reader`] starts reads into memory regions and returns them when they have landed. Three implement it: [`uring`]
 //! keeps many reads in flight from one thread, [`pread`] does one blocking read at a time and runs on many threads, with
-//! or without the page cache. [`probe`] finds by really reading which of them a drive allows.
+//! or without the page cache, and [`mmap`] copies out of mapped files, for comparison. [`probe`] finds by really reading
+//! which of the first two a drive allows.
 
 pub(crate) mod align;
 mod files;
 pub(crate) mod gather;
 mod measure;
 pub(crate) mod memory;
+pub(crate) mod mmap;
 mod pread;
 mod probe;
 mod uring;
@@ -41,6 +43,28 @@ pub enum ReaderKind {
     Pread,
     /// `pread` through the page cache, for file systems that refuse direct reads.
     Buffered,
+    /// Copies out of a mapping of the file, to measure what programs get that map their weights. Not chosen by itself and
+    /// not to be had by name: where a mapped file is cut while in use, the kernel ends the process (SIGBUS).
+    Mmap,
+}
+
+impl ReaderKind {
+    /// Whether reads go past the page cache.
+    pub fn is_direct(self) -> bool {
+        matches!(self, ReaderKind::Uring | ReaderKind::Pread)
+    }
+
+    /// How many threads, each with its own reader of which depth, give `depth` reads in flight, or nearly so where
+    /// someone `asked` for a number of threads.
+    pub(crate) fn threads(self, depth: usize, asked: Option<usize>) -> (usize, usize) {
+        match self {
+            ReaderKind::Uring => {
+                let threads = asked.unwrap_or(1).min(depth);
+                (threads, depth.div_ceil(threads))
+            }
+            ReaderKind::Pread | ReaderKind::Buffered | ReaderKind::Mmap => (asked.unwrap_or(depth), 1),
+        }
+    }
 }
 
 impl fmt::Display for ReaderKind {
@@ -49,6 +73,7 @@ impl fmt::Display for ReaderKind {
             ReaderKind::Uring => "uring",
             ReaderKind::Pread => "pread",
             ReaderKind::Buffered => "buffered",
+            ReaderKind::Mmap => "mmap",
         })
     }
 }
@@ -76,6 +101,11 @@ pub struct DiskOptions {
     pub chunk_bytes: Option<usize>,
     /// Reads in flight per drive.
     pub depth: Option<usize>,
+    /// Threads that read from each drive: by default one for `uring`, which share the depth if there are more, and `depth`
+    /// for readers that block, whose depth it is.
+    pub threads: Option<usize>,
+    /// Leave in the page cache what reads through it put there, for files that are read again soon.
+    pub keep_cached: bool,
 }
 
 impl DiskOptions {
@@ -88,6 +118,9 @@ impl DiskOptions {
         }
         if let Some(depth) = self.depth.filter(|depth| !(1..=1024).contains(depth)) {
             return Err(Error::Request(format!("a queue depth of {depth}: it must be 1 to 1024 reads")));
+        }
+        if let Some(threads) = self.threads.filter(|threads| !(1..=1024).contains(threads)) {
+            return Err(Error::Request(format!("{threads} threads for each drive: there must be 1 to 1024")));
         }
         Ok(())
     }

@@ -11,14 +11,14 @@ use super::{Files, Landed, Read, Reader};
 
 pub(crate) struct PreadReader {
     files: Arc<Files>,
-    /// Whether reads go through the page cache, which is then told to forget them: the next pass is too far away.
-    cached: bool,
+    /// Whether the page cache is told to forget what was read, the next pass being too far away.
+    forget: bool,
     pending: Option<Read>,
 }
 
 impl PreadReader {
-    pub(crate) fn new(files: Arc<Files>, cached: bool) -> PreadReader {
-        PreadReader { files, cached, pending: None }
+    pub(crate) fn new(files: Arc<Files>, forget: bool) -> PreadReader {
+        PreadReader { files, forget, pending: None }
     }
 }
 
@@ -37,7 +37,7 @@ impl Reader for PreadReader {
         let file = self.files.handle(read.file);
         let offset = read.offset + read.filled as u64;
         let result = file.read_at(&mut read.region[read.filled..], offset);
-        if self.cached {
+        if self.forget {
             // Advice only: where it is refused, the bytes are as right as before.
             let len = NonZeroU64::new(read.region.len() as u64 - read.filled as u64);
             let _ = rustix::fs::fadvise(file, offset, len, Advice::DontNeed);

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::memory::{HUGE_PAGE, Mapping};
+use super::mmap::MmapReader;
 use super::pread::PreadReader;
 use super::uring::UringReader;
 use super::{DiskOptions, Files, Geometry, Read, Reader, ReaderKind, Source};
@@ -17,15 +18,16 @@ use crate::error::{Error, Result};
 pub(crate) struct Drive {
     pub kind: ReaderKind,
     pub files: Arc<Files>,
+    /// [`DiskOptions::threads`].
+    threads: Option<usize>,
+    /// [`DiskOptions::keep_cached`].
+    keep_cached: bool,
 }
 
 impl Drive {
     /// How many threads, each with its own reader of which depth, give `depth` reads in flight.
     pub(crate) fn threads(&self, depth: usize) -> (usize, usize) {
-        match self.kind {
-            ReaderKind::Uring => (1, depth),
-            ReaderKind::Pread | ReaderKind::Buffered => (depth, 1),
-        }
+        self.kind.threads(depth, self.threads)
     }
 
     /// Makes a reader, on the thread that is to use it. `buffer` is registered with the kernel where that is possible.
@@ -34,7 +36,8 @@ impl Drive {
         Ok(match self.kind {
             ReaderKind::Uring => Box::new(UringReader::new(files, depth, buffer)?),
             ReaderKind::Pread => Box::new(PreadReader::new(files, false)),
-            ReaderKind::Buffered => Box::new(PreadReader::new(files, true)),
+            ReaderKind::Buffered => Box::new(PreadReader::new(files, !self.keep_cached)),
+            ReaderKind::Mmap => Box::new(MmapReader::new(files)?),
         })
     }
 
@@ -71,8 +74,8 @@ pub(crate) fn open_drives(source: &Source, geometry: &Geometry, options: &DiskOp
 
 fn open_drive(paths: &[PathBuf], geometry: &Geometry, options: &DiskOptions) -> Result<Drive> {
     let attempt = |kind: ReaderKind| {
-        let files = Arc::new(Files::open(paths, geometry, kind != ReaderKind::Buffered)?);
-        let drive = Drive { kind, files };
+        let files = Arc::new(Files::open(paths, geometry, kind.is_direct())?);
+        let drive = Drive { kind, files, threads: options.threads, keep_cached: options.keep_cached };
         drive.try_reading()?;
         Ok(drive)
     };

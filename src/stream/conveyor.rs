@@ -17,8 +17,8 @@ const WORTH_TUNING: u64 = 2 << 30;
 /// The most time that choosing chunk size and depth may take, for all drives together.
 const TUNING: Duration = Duration::from_millis(250);
 
-/// What a test puts between a reader and the thread that drives it.
-pub(super) type Wrap = dyn Fn(Box<dyn Reader>) -> Box<dyn Reader> + Send + Sync;
+/// What a test or a measurement puts between a reader and the thread that drives it.
+pub(crate) type Wrap = dyn Fn(Box<dyn Reader>) -> Box<dyn Reader> + Send + Sync;
 
 /// Streams tiles from drives in a fixed cyclic order, reading ahead as far as its memory allows.
 ///
@@ -64,7 +64,8 @@ impl Conveyor {
         Conveyor::start_wrapped(source, &tiles, ring_bytes, options, Arc::new(|reader| reader))
     }
 
-    pub(super) fn start_wrapped(
+    /// As [`Conveyor::start`], with every reader inside what `wrap` makes of it.
+    pub(crate) fn start_wrapped(
         source: &Source,
         tiles: &[TileRead],
         ring_bytes: usize,

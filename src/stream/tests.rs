@@ -135,7 +135,7 @@ fn faulty<F: FnMut(&Read) -> Fault + 'static>(
 }
 
 fn small_chunks(kind: ReaderKind, depth: usize) -> DiskOptions {
-    DiskOptions { reader: Some(kind), chunk_bytes: Some(64 << 10), depth: Some(depth) }
+    DiskOptions { reader: Some(kind), chunk_bytes: Some(64 << 10), depth: Some(depth), ..DiskOptions::default() }
 }
 
 proptest! {

@@ -43,7 +43,8 @@ pub(super) fn run(shared: &Shared, drive: usize, files: &Files, reader: &mut dyn
     }
 }
 
-enum Verdict {
+/// What is to become of a read that came back.
+pub(crate) enum Verdict {
     /// All bytes are there: this many, fewer than the region has only at the end of the file.
     Done(Read, usize),
     /// To be submitted again for the rest, after this long.
@@ -51,7 +52,10 @@ enum Verdict {
 }
 
 /// A read is done when it has brought all bytes up to the end of the chunk or, only there, of the file.
-fn judge(files: &Files, Landed { mut read, result }: Landed) -> Result<Verdict> {
+///
+/// # Errors
+/// [`Error::Read`] where trying again does not help, or has not helped.
+pub(crate) fn judge(files: &Files, Landed { mut read, result }: Landed) -> Result<Verdict> {
     let expected = files.available(read.file, read.offset, read.region.len());
     let problem = match result {
         Ok(bytes) if read.filled + bytes >= expected => return Ok(Verdict::Done(read, expected)),

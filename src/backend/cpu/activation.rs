@@ -99,7 +99,7 @@ impl Function for GeluTanh {
     /// (1 + tanh u) / 2 = 1 / (1 + e⁻²ᵘ)
     #[inline(always)]
     fn of<V: F32x16>(x: V) -> V {
-        const MINUS_TWICE: f32 = -1.595_769_1; // −2·√(2/π)
+        const MINUS_TWICE: f32 = -1.595_769; // −2·√(2/π)
         let cube = x.mul(x).mul(V::splat(0.044715)).mul(x);
         let u = x.add(cube).mul(V::splat(MINUS_TWICE));
         x.div(V::splat(1.0).add(exp(u)))

@@ -3,10 +3,11 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{Attention, Columns, Cpu, Finish, Float, Heads, Mode, Norm, Runs, Sequence};
+use super::{Attention, Columns, Cpu, Finish, Heads, Inputs, Mode, Norm, Runs, Scales, Sequence};
 use crate::backend::Backend;
 use crate::checkpoint::Tensor;
 use crate::disk::gather::Gather;
+use crate::encoding::Encoding;
 use crate::error::Result;
 use crate::kv::KvCache;
 use crate::pass::{Segment, with_rows};
@@ -75,7 +76,7 @@ impl Backend for CpuBackend {
             Step::Embed { output, scale } => {
                 let table = &program.embedding;
                 let out = &mut self.buffers[output.0][..rows * table.cols];
-                self.cpu.widen(&self.staging[..rows * table.row_bytes()], float(&table.tensor), out);
+                self.cpu.widen(&self.staging[..rows * table.row_bytes()], table.encoding, out);
                 if scale != 1.0 {
                     out.iter_mut().for_each(|x| *x *= scale);
                 }
@@ -139,17 +140,33 @@ impl Backend for CpuBackend {
         if self.rows > 0 {
             let weight = &self.program.matrices[product.matrix.0];
             let [x, out] = pair(&mut self.buffers, product.input, product.output);
-            let w = super::Tile { bytes: &bytes, float: float(&weight.tensor), k: weight.cols };
-            let finish = Finish {
-                bias: product.bias.map(|bias| &self.vectors[bias.0][tile.rows.clone()]),
-                scale: product.scale,
-                normalise_rows: product.normalise_rows,
-                mode: mode(product.add),
-            };
+            let x = &x[..self.rows * weight.cols];
             let stride = self.program.buffers[product.output.0];
             let data = &mut out[..self.rows * stride];
-            let columns = Columns { data, stride, first: product.first + tile.rows.start };
-            self.cpu.matmul(w, &x[..self.rows * weight.cols], columns, finish);
+            let bias = product.bias.map(|bias| self.vectors[bias.0].as_slice());
+            let first = tile.rows.start;
+            let scales = weight.scales.map(|scales| Scales {
+                values: &self.vectors[scales.vector.0],
+                row_block: scales.row_block,
+                col_block: scales.col_block,
+                first_row: weight.first_row + first,
+            });
+            let w = super::Tile { bytes: &bytes, encoding: weight.encoding, k: weight.stored_cols(), scales };
+            if weight.tensor.transposed {
+                let x = Inputs { data: x, stride: weight.cols, first };
+                let columns = Columns { data, stride, first: product.first };
+                let mode = mode(product.add || first > 0);
+                self.cpu.matmul_transposed(w, x, bias.filter(|_| first == 0), columns, mode);
+            } else {
+                let finish = Finish {
+                    bias: bias.map(|bias| &bias[tile.rows.clone()]),
+                    scale: product.scale,
+                    normalise_rows: product.normalise_rows,
+                    mode: mode(product.add),
+                };
+                let columns = Columns { data, stride, first: product.first + first };
+                self.cpu.matmul(w, x, columns, finish);
+            }
         }
         Ok(())
     }
@@ -245,11 +262,6 @@ fn mode(add: bool) -> Mode {
     if add { Mode::Add } else { Mode::Store }
 }
 
-/// The element type of weights, which the family has checked.
-fn float(tensor: &Tensor) -> Float {
-    Float::from_dtype(tensor.dtype).expect("families take only types that can be multiplied")
-}
-
 /// Two different buffers, both to be used at once.
 fn pair(buffers: &mut [Vec<f32>], a: Buffer, b: Buffer) -> [&mut Vec<f32>; 2] {
     buffers.get_disjoint_mut([a.0, b.0]).expect("a step reads and writes different buffers")
@@ -294,8 +306,9 @@ fn read_vectors(cpu: &Cpu, gather: &Gather, tensors: &[Tensor]) -> Result<Vec<Ve
     let mut reads: Vec<_> = tensors.iter().zip(&mut bytes).map(|(t, to)| (t.span, to.as_mut_slice())).collect();
     gather.read_at(&mut reads)?;
     let widen = |(tensor, bytes): (&Tensor, Vec<u8>)| {
-        let mut values = vec![0.0; bytes.len() / tensor.dtype.size()];
-        cpu.widen(&bytes, float(tensor), &mut values);
+        let encoding = Encoding::of(tensor.dtype).expect("families take only types that can be decoded");
+        let mut values = vec![0.0; tensor.shape.iter().product()];
+        cpu.widen(&bytes, encoding, &mut values);
         values
     };
     Ok(tensors.iter().zip(bytes).map(widen).collect())

@@ -1,37 +1,9 @@
-//! A CUDA driver that runs on a CPU: `libcuda.so.1` for tests of programs that use the driver API, on machines without a
-//! GPU, and stricter than one. README.md says what it plays and what it does not.
-//!
-//! This library is two things. As `liblayerstream_cudasim.so` it is the driver (feature `library`). As a dependency of
-//! tests it is [`directory`], which is where that driver lies under the name that loaders look for.
+//! Where the simulated CUDA driver lies, and what tests need to know of it. README.md says what it plays and what it does
+//! not; the driver itself is the package in `driver/`.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-
-#[cfg(feature = "library")]
-mod access;
-#[cfg(feature = "library")]
-mod api;
-#[cfg(feature = "library")]
-mod clock;
-#[cfg(feature = "library")]
-mod code;
-#[cfg(feature = "library")]
-pub mod config;
-#[cfg(feature = "library")]
-mod history;
-#[cfg(feature = "library")]
-mod memory;
-#[cfg(feature = "library")]
-mod random;
-#[cfg(feature = "library")]
-mod report;
-#[cfg(feature = "library")]
-mod run;
-#[cfg(feature = "library")]
-mod sim;
-#[cfg(feature = "library")]
-mod verify;
 
 /// How a process ends that misused the driver. It has said on standard error what it did.
 pub const EXIT_MISUSE: i32 = 86;
@@ -76,4 +48,4 @@ pub fn directory() -> io::Result<PathBuf> {
 }
 
 /// What cargo calls the library.
-const FILE: &str = "liblayerstream_cudasim.so";
+const FILE: &str = "libcudasim.so";
