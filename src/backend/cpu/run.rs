@@ -301,7 +301,7 @@ impl Rotation {
 }
 
 /// Norms and biases as float32.
-fn read_vectors(cpu: &Cpu, gather: &Gather, tensors: &[Tensor]) -> Result<Vec<Vec<f32>>> {
+pub(crate) fn read_vectors(cpu: &Cpu, gather: &Gather, tensors: &[Tensor]) -> Result<Vec<Vec<f32>>> {
     let mut bytes: Vec<_> = tensors.iter().map(|tensor| vec![0; tensor.span.len as usize]).collect();
     let mut reads: Vec<_> = tensors.iter().zip(&mut bytes).map(|(t, to)| (t.span, to.as_mut_slice())).collect();
     gather.read_at(&mut reads)?;
