@@ -5,6 +5,7 @@
 //! go into the multiply; what products and others read has both.
 
 use crate::checkpoint::Dtype;
+use crate::encoding::Encoding;
 use crate::program::{Attention, Buffer, KvShape, Matrix, Program, Step};
 
 /// What everything starts at a multiple of, in bytes.
@@ -28,9 +29,9 @@ pub struct Size {
 /// The type of the numbers that a product with this matrix multiplies: the checkpoint's own where it has 16 bits or is
 /// float32, else bfloat16.
 pub fn operand(matrix: &Matrix) -> Dtype {
-    match matrix.tensor.dtype {
-        Dtype::F32 => Dtype::F32,
-        Dtype::F16 => Dtype::F16,
+    match matrix.encoding {
+        Encoding::F32 => Dtype::F32,
+        Encoding::F16 => Dtype::F16,
         _ => Dtype::Bf16,
     }
 }
@@ -73,7 +74,7 @@ pub struct Notes {
 /// Offsets in the memory of a GPU.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Layout {
-    /// In the order of [`Program::vectors`], as they are in the checkpoint.
+    /// In the order of [`Program::vectors`], as float32.
     pub vectors: Vec<usize>,
     /// By attention layer.
     pub slopes: Vec<Option<usize>>,
@@ -101,7 +102,7 @@ impl Layout {
             end = at + bytes.next_multiple_of(ALIGN);
             at
         };
-        let vectors = program.vectors.iter().map(|tensor| take(tensor.span.len as usize)).collect();
+        let vectors = program.vectors.iter().map(|tensor| take(tensor.shape.iter().product::<usize>() * 4)).collect();
         let mut slopes = vec![None; program.kv.len()];
         for (layer, attention) in attentions(program) {
             slopes[layer] = attention.slopes.as_ref().map(|slopes| take(size_of_val(slopes.as_slice())));

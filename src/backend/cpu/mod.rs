@@ -31,7 +31,7 @@ pub use matmul::{Columns, Finish, Mode};
 pub use norm::Norm;
 pub use rope::Rope;
 pub use rows::Runs;
-pub(crate) use run::CpuBackend;
+pub(crate) use run::{CpuBackend, read_vectors};
 pub use transposed::Inputs;
 pub use weights::{Scales, Tile};
 

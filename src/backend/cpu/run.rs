@@ -282,7 +282,7 @@ fn pair(buffers: &mut [Vec<f32>], a: Buffer, b: Buffer) -> [&mut Vec<f32>; 2] {
 }
 
 /// Norms and biases as float32.
-fn read_vectors(cpu: &Cpu, gather: &Gather, tensors: &[Tensor]) -> Result<Vec<Vec<f32>>> {
+pub(crate) fn read_vectors(cpu: &Cpu, gather: &Gather, tensors: &[Tensor]) -> Result<Vec<Vec<f32>>> {
     let mut bytes: Vec<_> = tensors.iter().map(|tensor| vec![0; tensor.span.len as usize]).collect();
     let mut reads: Vec<_> = tensors.iter().zip(&mut bytes).map(|(t, to)| (t.span, to.as_mut_slice())).collect();
     gather.read_at(&mut reads)?;
