@@ -3,7 +3,8 @@
 //! multiply-adds per second (half of FLOP/s) for the others.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use layerstream::backend::cpu::{Activation, Attention, Columns, Cpu, Finish, Float, Isa, Sequence, Tile};
+use layerstream::backend::cpu::{Activation, Attention, Columns, Cpu, Finish, Isa, Scales, Sequence, Tile};
+use layerstream::encoding::Encoding;
 use std::hint::black_box;
 use std::time::Duration;
 
@@ -37,24 +38,50 @@ fn decode(c: &mut Criterion) {
     group.throughput(Throughput::Bytes(TILE as u64)).sample_size(50).measurement_time(Duration::from_secs(2));
     for cpu in &mut cpus() {
         for (float, k, n) in [
-            (Float::Bf16, 4096, 1),
-            (Float::Bf16, 8192, 1),
-            (Float::Bf16, 28672, 1),
-            (Float::Bf16, 4096, 2),
-            (Float::Bf16, 4096, 4),
-            (Float::F16, 4096, 1),
-            (Float::F32, 4096, 1),
+            (Encoding::Bf16, 4096, 1),
+            (Encoding::Bf16, 8192, 1),
+            (Encoding::Bf16, 28672, 1),
+            (Encoding::Bf16, 4096, 2),
+            (Encoding::Bf16, 4096, 4),
+            (Encoding::F16, 4096, 1),
+            (Encoding::F32, 4096, 1),
         ] {
-            let rows = TILE / (k * float.size());
+            let rows = TILE / (k * float.bytes(1));
             let (x, mut out) = (numbers(n * k), vec![0.0; n * rows]);
-            let mut tiles = bytes.chunks_exact(rows * k * float.size()).cycle();
+            let mut tiles = bytes.chunks_exact(rows * k * float.bytes(1)).cycle();
             group.bench_function(BenchmarkId::new(name(cpu), format!("{float:?}/k{k}/n{n}")), |b| {
                 b.iter(|| {
-                    let tile = Tile { bytes: tiles.next().unwrap(), float, k };
+                    let tile = Tile { bytes: tiles.next().unwrap(), encoding: float, k, scales: None };
                     let columns = Columns { data: &mut out, stride: rows, first: 0 };
                     cpu.matmul(tile, black_box(&x), columns, Finish::default());
                 })
             });
+        }
+    }
+}
+
+/// Bytes as they are stored, of every encoding.
+fn encodings(c: &mut Criterion) {
+    let bytes = weights(WEIGHTS);
+    let (k, factors) = (4096, vec![1.0; 1 << 20]);
+    let mut group = c.benchmark_group("encodings");
+    group.throughput(Throughput::Bytes(TILE as u64)).sample_size(20).measurement_time(Duration::from_secs(1));
+    for cpu in &mut cpus() {
+        for encoding in Encoding::ALL {
+            let rows = TILE / encoding.bytes(k);
+            let scales = Scales { values: &factors, row_block: 128, col_block: 128, first_row: 0 };
+            let scales = (!encoding.is_complete()).then_some(scales);
+            for n in [1, 4] {
+                let (x, mut out) = (numbers(n * k), vec![0.0; n * rows]);
+                let mut tiles = bytes.chunks_exact(rows * encoding.bytes(k)).cycle();
+                group.bench_function(BenchmarkId::new(name(cpu), format!("{encoding}/n{n}")), |b| {
+                    b.iter(|| {
+                        let tile = Tile { bytes: tiles.next().unwrap(), encoding, k, scales };
+                        let columns = Columns { data: &mut out, stride: rows, first: 0 };
+                        cpu.matmul(tile, black_box(&x), columns, Finish::default());
+                    })
+                });
+            }
         }
     }
 }
@@ -80,7 +107,7 @@ fn prefill(c: &mut Criterion) {
             group.throughput(Throughput::Elements((n * k * rows) as u64));
             group.bench_function(BenchmarkId::new(name(cpu), format!("k{k}/n{n}")), |b| {
                 b.iter(|| {
-                    let tile = Tile { bytes: &bytes[..rows * k * 2], float: Float::Bf16, k };
+                    let tile = Tile { bytes: &bytes[..rows * k * 2], encoding: Encoding::Bf16, k, scales: None };
                     let columns = Columns { data: &mut out, stride: rows, first: 0 };
                     cpu.matmul(tile, black_box(&x), columns, Finish::default());
                 })
@@ -133,5 +160,5 @@ fn silu(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, decode, prefill, attention, silu);
+criterion_group!(benches, decode, encodings, prefill, attention, silu);
 criterion_main!(benches);

@@ -87,8 +87,8 @@ __device__ __forceinline__ void multiply_step(const GemmParams& p, int k0, int n
 #pragma unroll
             for (int e = 0; e < 4; e++) part[tile][e] = E::SCALED ? 0 : sums[c][tile][e];
 #pragma unroll
- #pragma unroll
-       for (int s = 0; s < E::CHUNK / 8; s++)
+#pragma unroll
+        for (int s = 0; s < E::CHUNK / 8; s++)
 #pragma unroll
             for (int tile = 0; tile < Tiles; tile++) {
                 const uint32_t(&low)[E::CHUNK / 2] = w[tile][0], (&high)[E::CHUNK / 2] = w[tile][1];

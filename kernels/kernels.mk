@@ -12,7 +12,7 @@ kernel-test: cuda-toolchain
 	$(CARGO) test -p layerstream-kernels
 
 # Deletes each barrier, wait and bounds test in turn; fails on a survivor that kernels/survivors.txt does not explain.
-# About half a minute a mutant; FILES="norm.cu tile.cuh" narrows it.
+# One build, then what the tests take; FILES="norm.cu tile.cuh" narrows it.
 kernel-mutants: cuda-toolchain
 	$(CARGO) run -q -p layerstream-kernels --example mutants -- $(FILES)
 

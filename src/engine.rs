@@ -4,8 +4,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::backend::Backend;
 use crate::backend::cpu::{Cpu, CpuBackend};
+#[cfg(feature = "cuda")]
+use crate::backend::cuda::CudaBackend;
+use crate::backend::{Backend, Processor};
 use crate::disk::gather::Gather;
 use crate::disk::{DiskOptions, Source};
 use crate::error::{Error, Result};
@@ -88,24 +90,45 @@ pub struct Engine {
     stop: StopFlag,
     progress: Progress,
     passes: u64,
+    processor: Processor,
 }
 
 impl Engine {
     /// Takes all memory, reads the small weights, and starts to read the first tiles.
-    pub fn new(source: &Source, program: Program, plan: Plan, disk: &DiskOptions, cpu: Cpu) -> Result<Self> {
+    ///
+    /// # Errors
+    /// Files that cannot be read, memory that is not there, threads that cannot be started.
+    pub fn new(
+        source: &Source,
+        program: Program,
+        plan: Plan,
+        disk: &DiskOptions,
+        processor: Processor,
+        threads: Option<usize>,
+    ) -> Result<Self> {
         let gather = Gather::open(source)?;
         let program = Arc::new(program);
-        let backend = CpuBackend::new(cpu, Arc::clone(&program), &plan, &gather)?;
         let reads = plan.tiles.iter().map(|tile| TileRead { span: tile.span, tier: tile.tier });
         let conveyor = Conveyor::start(source, reads.collect(), plan.memory.ring, disk)?;
         let taken = conveyor.stats();
         assert!(taken.ring_bytes + taken.resident_bytes <= plan.memory.ring + plan.memory.host, "the plan counts all");
+        let backend: Box<dyn Backend> = match &processor {
+            Processor::Cpu { .. } => {
+                Box::new(CpuBackend::new(Cpu::new(threads)?, Arc::clone(&program), &plan, &gather)?)
+            }
+            #[cfg(feature = "cuda")]
+            Processor::Cuda { card, .. } => {
+                let (card, program) = (Arc::clone(card), Arc::clone(&program));
+                Box::new(CudaBackend::new(card, program, &plan, &gather, &conveyor)?)
+            }
+        };
         Ok(Engine {
             program,
             plan,
-            backend: Box::new(backend),
+            backend,
             conveyor,
             gather,
+            processor,
             stop: StopFlag::default(),
             progress: Progress::default(),
             passes: 0,
@@ -124,6 +147,11 @@ impl Engine {
     /// the rotation of a key depends on how long the sequence was to become.
     pub fn reuses_prefixes(&self) -> bool {
         !self.program.rotation_depends_on_length()
+    }
+
+    /// What computes.
+    pub fn processor(&self) -> &Processor {
+        &self.processor
     }
 
     /// The flag that ends a running pass early.
@@ -155,12 +183,12 @@ impl Engine {
     pub fn forward(&mut self, segments: &[Segment]) -> Result<&mut [f32]> {
         self.check(segments)?;
         self.progress.begin(self.plan.pass_bytes());
-        if let Err(error) = self.walk(segments) {
+        if let Err(error) = self.walk(segments).and_then(|()| self.backend.finish(&mut self.conveyor)) {
             self.backend.abandon(&mut self.conveyor);
             return Err(error);
         }
         self.passes += 1;
-        self.backend.finish(&mut self.conveyor)
+        Ok(self.backend.logits())
     }
 
     fn check(&self, segments: &[Segment]) -> Result<()> {

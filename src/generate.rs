@@ -113,6 +113,8 @@ struct Sequence {
     prompt: usize,
     /// Tokens that are in the KV cache.
     fed: usize,
+    /// Tokens of the sequence when it was last in a pass.
+    rotated_for: usize,
     limit: usize,
     context: usize,
     eos: Vec<u32>,
@@ -178,6 +180,7 @@ impl<'m> Generation<'m> {
 
     /// One pass, and the tokens that come of it.
     fn advance(&mut self) -> Result<()> {
+        self.restart();
         let shares = self.shares();
         let segments: Vec<Segment> = self
             .sequences
@@ -211,6 +214,19 @@ impl<'m> Generation<'m> {
             self.stats.first_token_seconds = self.stats.seconds;
         }
         Ok(())
+    }
+
+    /// Forgets what the caches hold of sequences that have grown beyond a length at which their rotation changes.
+    fn restart(&mut self) {
+        let program = self.engine.program();
+        for (sequence, cached) in self.sequences.iter_mut().zip(self.cached.iter_mut()) {
+            let (was, is) = (sequence.rotated_for, sequence.ids.len());
+            if program.restarts().any(|length| was <= length && length < is) {
+                sequence.fed = 0;
+                cached.clear();
+            }
+            sequence.rotated_for = is;
+        }
     }
 
     /// How many tokens of each sequence the next pass takes: all that are pending, but every sequence gets its turn.
@@ -284,6 +300,7 @@ impl Sequence {
         ids.iter().for_each(|id| sampler.observe(*id));
         Ok(Sequence {
             prompt: ids.len(),
+            rotated_for: ids.len(),
             ids,
             fed,
             limit: options.max_new_tokens,

@@ -6,12 +6,14 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::backend::cpu::Cpu;
+use crate::backend::{Device, Processor};
 use crate::checkpoint::Checkpoint;
 use crate::disk::{DiskOptions, Geometry, Source};
 use crate::engine::{Engine, Progress, StopFlag};
 use crate::error::{Error, Result};
 use crate::family;
 use crate::generate::{GenerateOptions, Generation};
+use crate::hub::{Hub, HubOptions, Need};
 use crate::memory;
 use crate::pass::{Segment, Wanted};
 use crate::plan::{Plan, Request};
@@ -37,6 +39,11 @@ pub struct Options {
     pub replicas: Vec<PathBuf>,
     /// Threads that compute. None: one for each core.
     pub threads: Option<usize>,
+    /// What computes.
+    pub device: Device,
+    /// The hard limit on memory of the GPU, in bytes, with all that the driver takes of it for this process. None: nine
+    /// tenths of what is free.
+    pub vram: Option<u64>,
 }
 
 /// A checkpoint, its program and its plan, before any memory is taken: enough to say what would happen.
@@ -45,17 +52,29 @@ pub struct Outline {
     program: Program,
     plan: Plan,
     source: Source,
+    processor: Processor,
 }
 
 impl Outline {
-    /// Reads headers and configuration, and divides the budget.
+    /// Reads headers and configuration, and divides the budget. `path` is a path, or the name of a repository of the
+    /// Hugging Face Hub, as for [`Model::open`].
     ///
     /// # Errors
     /// As [`Model::open`].
     pub fn new(path: &Path, options: &Options) -> Result<Outline> {
-        let checkpoint = Checkpoint::open(path)?;
+        let path = Hub::new(HubOptions::from_env()).open(path, Need::Model)?;
+        let checkpoint = Checkpoint::open(&path)?;
         let program = family::program(&checkpoint)?;
+        Outline::with_program(checkpoint, program, options)
+    }
+
+    /// The same for a program that the caller made, or changed, for this checkpoint.
+    ///
+    /// # Errors
+    /// A budget below the program's floor, or files that cannot be read.
+    pub fn with_program(checkpoint: Checkpoint, program: Program, options: &Options) -> Result<Outline> {
         let source = source(&checkpoint, &options.replicas);
+        let processor = Processor::choose(options.device, &program)?;
         let request = Request {
             ram: match options.ram {
                 Some(ram) => ram,
@@ -66,12 +85,29 @@ impl Outline {
             all_logits: options.all_logits,
             align: Geometry::of(&source)?.align,
             scratch: Cpu::scratch_bytes(options.threads),
+            gpu: None,
         };
         if request.context == 0 {
             return Err(Error::Request("a context of 0 tokens holds nothing; give at least 1".into()));
         }
-        let plan = Plan::new(&program, &request)?;
-        Ok(Outline { checkpoint, program, plan, source })
+        let (plan, processor) = match processor.gpu(options.vram) {
+            None => (Plan::new(&program, &request)?, processor),
+            Some(gpu) => {
+                let on_gpu = Request { gpu: Some(gpu), scratch: 0, ..request };
+                match Plan::new(&program, &on_gpu) {
+                    Err(Error::Budget(because)) if options.device == Device::Auto => {
+                        (Plan::new(&program, &request)?, Processor::Cpu { because: Some(because) })
+                    }
+                    plan => (plan?, processor),
+                }
+            }
+        };
+        Ok(Outline { checkpoint, program, plan, source, processor })
+    }
+
+    /// What would compute.
+    pub fn processor(&self) -> &Processor {
+        &self.processor
     }
 
     pub fn checkpoint(&self) -> &Checkpoint {
@@ -119,7 +155,8 @@ pub struct Model {
 }
 
 impl Model {
-    /// Opens the model in a directory with a Hugging Face checkpoint.
+    /// Opens the model in a directory with a Hugging Face checkpoint, or in a repository of the Hub (`org/name` or
+    /// `org/name@revision`), which is taken from the Hub's cache or downloaded into it. What exists as a path is a path.
     ///
     /// # Errors
     /// Files that are missing or damaged, architectures and options that are not implemented, a budget below the
@@ -136,11 +173,10 @@ impl Model {
     /// # Errors
     /// As [`Model::open`].
     pub fn start(outline: Outline, text: TextSide, options: &Options) -> Result<Model> {
-        let Outline { checkpoint, program, plan, source } = outline;
-        let cpu = Cpu::new(options.threads)?;
+        let Outline { checkpoint, program, plan, source, processor } = outline;
         let defaults = GenerateOptions::of_model(checkpoint.dir())?;
         let cached = vec![Vec::new(); plan.sequences];
-        let engine = Engine::new(&source, program, plan, &options.disk, cpu)?;
+        let engine = Engine::new(&source, program, plan, &options.disk, processor, options.threads)?;
         Ok(Model { engine, checkpoint, text, defaults, cached })
     }
 
@@ -159,6 +195,11 @@ impl Model {
     /// Where the budget goes.
     pub fn plan(&self) -> &Plan {
         self.engine.plan()
+    }
+
+    /// What computes.
+    pub fn processor(&self) -> &Processor {
+        self.engine.processor()
     }
 
     /// The files and tensors it was opened from.

@@ -5,6 +5,11 @@
 //! scan, of which a least-recently-used cache would keep nothing. So a fixed set of tiles stays in memory, as many as
 //! fit, spread evenly over the pass: between two tiles that are already there, the disk brings the next.
 
+pub mod device;
+mod tiers;
+
+pub use tiers::device_bytes;
+
 use std::ops::Range;
 
 use crate::checkpoint::Span;
@@ -36,7 +41,7 @@ pub enum Tier {
     Device,
 }
 
-/// A run of rows of one matrix.
+/// A run of stored rows of one matrix.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tile {
     pub matrix: MatrixId,
@@ -60,6 +65,17 @@ pub struct Request {
     pub align: usize,
     /// Bytes that the backend needs beside the buffers of the program.
     pub scratch: usize,
+    /// A GPU, if that is what computes.
+    pub gpu: Option<GpuRequest>,
+}
+
+/// The GPU that a plan is made for.
+#[derive(Clone, Copy, Debug)]
+pub struct GpuRequest {
+    /// The hard limit on its memory, in bytes.
+    pub vram: u64,
+    /// Bytes of it that are taken as soon as it is used: the driver's context and the kernels.
+    pub context: u64,
 }
 
 /// Bytes of memory by purpose. Their sum is at most the budget.
@@ -83,6 +99,34 @@ impl Memory {
     }
 }
 
+/// What a plan takes of a GPU's memory.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Gpu {
+    /// The budget, in bytes.
+    pub vram: u64,
+    /// The smallest budget that would do, in bytes.
+    pub floor: u64,
+    /// Bytes that the driver's context and the kernels take.
+    pub context: u64,
+    /// Where everything but weights lies.
+    pub layout: device::Layout,
+    /// Bytes of the ring of tiles.
+    pub ring: usize,
+    /// Bytes of the tiles that stay.
+    pub tiles: usize,
+}
+
+impl Gpu {
+    /// Bytes to be allocated: all but the context.
+    pub fn allocation(&self) -> usize {
+        self.layout.len() + self.ring + self.tiles
+    }
+
+    pub fn total(&self) -> u64 {
+        self.context + self.allocation() as u64
+    }
+}
+
 /// See the module's description.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -99,6 +143,8 @@ pub struct Plan {
     /// The smallest budget that would do for this context and these sequences, in bytes.
     pub floor: u64,
     pub memory: Memory,
+    /// What is taken of the GPU that computes, if one does.
+    pub gpu: Option<Gpu>,
 }
 
 impl Plan {
@@ -107,6 +153,9 @@ impl Plan {
     /// # Errors
     /// [`Error::Budget`] if it is too small, naming the smallest that would do for this context.
     pub fn new(program: &Program, request: &Request) -> Result<Plan> {
+        if let Some(gpu) = &request.gpu {
+            return tiers::plan(program, request, gpu);
+        }
         let floor = Split::new(program, request, request.sequences).floor();
         if floor > request.ram {
             return Err(too_small(request, floor));
@@ -122,12 +171,18 @@ impl Plan {
             ram: request.ram,
             floor,
             memory: Memory { ring, host, ..split.memory },
+            gpu: None,
         })
     }
 
     /// Bytes that a pass reads from disk once the tiles that stay have been read.
     pub fn disk_bytes(&self) -> u64 {
         self.tiles.iter().filter(|tile| tile.tier == Tier::Disk).map(|tile| tile.span.len).sum()
+    }
+
+    /// Bytes that a pass copies to the GPU once the tiles that stay there are there.
+    pub fn copied_bytes(&self) -> u64 {
+        self.tiles.iter().filter(|tile| tile.tier != Tier::Device).map(|tile| tile.span.len).sum()
     }
 
     /// Bytes of weights that a pass multiplies.
@@ -159,11 +214,13 @@ impl Split {
         // A cosine and a sine for each pair that rotates; a factor for a step that scales rows.
         let angles: usize = program.ropes.iter().map(|rope| rope.rotary_dim()).sum();
         let per_row = program.buffers.iter().sum::<usize>() - selected + angles + 1;
+        let turned = program.turned_keys(request.context);
         let token_kv: usize = program.kv.iter().map(|shape| shape.token_bytes()).sum();
         let memory = Memory {
             vectors: of(program.vectors.iter().map(|tensor| tensor.shape.iter().product::<usize>()).sum()),
             kv: token_kv.saturating_mul(request.context).saturating_mul(request.sequences),
-            activations: of(per_row * rows + selected * logit_rows) + program.embedding.row_bytes() * rows,
+            activations: of((per_row * rows + selected * logit_rows).saturating_add(turned))
+                .saturating_add(program.embedding.row_bytes() * rows),
             scratch: request.scratch,
             ring: 0,
             host: 0,
@@ -208,7 +265,7 @@ fn place(program: &Program, left: usize, align: usize) -> (Vec<Tile>, usize, usi
     }
     let ring = left.min(RING_TARGET);
     tiles = cut(program, TILE_TARGET.min((ring / RING_TILES).saturating_sub(2 * align)));
-    let host = keep(&mut tiles, left - ring, align);
+    let host = keep(&mut tiles, Tier::Host, left - ring, |tile| enclose(tile.span, align).len);
     (tiles, ring, host.next_multiple_of(PAGE))
 }
 
@@ -221,26 +278,28 @@ fn cut(program: &Program, bytes: usize) -> Vec<Tile> {
     used.flat_map(|id| {
         let matrix = &program.matrices[id.0];
         let most = (bytes / matrix.row_bytes()).max(1);
-        let count = matrix.rows.div_ceil(most);
+        let all = matrix.stored_rows();
+        let count = all.div_ceil(most);
         (0..count).map(move |i| {
-            let rows = matrix.rows * i / count..matrix.rows * (i + 1) / count;
+            let rows = all * i / count..all * (i + 1) / count;
             Tile { matrix: id, span: matrix.span(rows.clone()), rows, tier: Tier::Disk }
         })
     })
     .collect()
 }
 
-/// Marks tiles to stay, at even distances, until `bytes` are used; returns how many are.
-fn keep(tiles: &mut [Tile], bytes: usize, align: usize) -> usize {
-    let total: usize = tiles.iter().map(|tile| enclose(tile.span, align).len).sum();
+/// Marks tiles of [`Tier::Disk`] to stay somewhere else, at even distances, until `bytes` are used, of which each takes
+/// `size`; returns how many are.
+fn keep(tiles: &mut [Tile], tier: Tier, bytes: usize, size: impl Fn(&Tile) -> usize) -> usize {
+    let total: usize = tiles.iter().filter(|tile| tile.tier == Tier::Disk).map(&size).sum();
     let share = bytes as f64 / total as f64;
     let (mut passed, mut used) = (0.0, 0);
-    for tile in tiles {
-        let size = enclose(tile.span, align).len;
+    for tile in tiles.iter_mut().filter(|tile| tile.tier == Tier::Disk) {
+        let size = size(tile);
         passed += size as f64 * share;
         // Behind the even share by at least half of this tile: keeping it brings us nearer.
         if used as f64 + size as f64 / 2.0 <= passed && used + size <= bytes {
-            tile.tier = Tier::Host;
+            tile.tier = tier;
             used += size;
         }
     }
@@ -268,14 +327,21 @@ mod tests {
 
     use super::*;
     use crate::checkpoint::{Dtype, FileId, Tensor};
+    use crate::encoding::Encoding;
     use crate::program::{Buffer, KvShape, Product, Rope, RopeStyle};
 
     const ALIGN: usize = 4096;
 
     fn matrix(offset: u64, rows: usize, cols: usize) -> Matrix {
         let span = Span { file: FileId(0), offset, len: (rows * cols * 2) as u64 };
-        let tensor = Tensor { name: format!("at {offset}"), dtype: Dtype::Bf16, shape: vec![rows, cols], span };
-        Matrix { tensor, first_row: 0, rows, cols }
+        let tensor = Tensor {
+            name: format!("at {offset}"),
+            dtype: Dtype::Bf16,
+            shape: vec![rows, cols],
+            span,
+            transposed: false,
+        };
+        Matrix { tensor, first_row: 0, rows, cols, encoding: Encoding::Bf16, scales: None }
     }
 
     /// A program that multiplies with matrices of these shapes, one after the other.
@@ -306,7 +372,7 @@ mod tests {
     }
 
     fn request(ram: u64) -> Request {
-        Request { ram, context: 100, sequences: 2, all_logits: false, align: ALIGN, scratch: 10_000 }
+        Request { ram, context: 100, sequences: 2, all_logits: false, align: ALIGN, scratch: 10_000, gpu: None }
     }
 
     fn shapes() -> impl Strategy<Value = Vec<(usize, usize)>> {
@@ -372,7 +438,7 @@ mod tests {
             let total: usize = tiles.iter().map(size).sum();
             let largest = tiles.iter().map(size).max().unwrap();
             let bytes = (total as u64 * percent / 100) as usize;
-            let used = keep(&mut tiles, bytes, ALIGN);
+            let used = keep(&mut tiles, Tier::Host, bytes, size);
             prop_assert!(used <= bytes && used + 2 * largest > bytes);
             let (mut passed, mut kept) = (0, 0);
             for tile in &tiles {

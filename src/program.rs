@@ -10,6 +10,7 @@ mod rope;
 use std::ops::Range;
 
 use crate::checkpoint::{Span, Tensor};
+use crate::encoding::Encoding;
 
 pub use rope::{Dynamic, Rope, RopeId, RopeStyle, inv_freq};
 
@@ -54,6 +55,27 @@ impl Program {
         outputs
     }
 
+    /// Float32 values for the keys of one sequence of `context` tokens, and for cosines and sines, where a step turns keys
+    /// that are in the cache.
+    pub fn turned_keys(&self, context: usize) -> usize {
+        let needs = self.steps.iter().filter_map(|step| match step {
+            Step::Attend { layer, attention: Attention { turn_keys: Some(rope), .. }, .. } => {
+                let shape = self.kv[*layer];
+                Some(context.saturating_mul(shape.heads * shape.key_dim + self.ropes[rope.0].rotary_dim()))
+            }
+            _ => None,
+        });
+        needs.max().unwrap_or(0)
+    }
+
+    /// Lengths that a sequence cannot grow beyond without being computed again from its beginning.
+    pub fn restarts(&self) -> impl Iterator<Item = usize> {
+        self.ropes.iter().filter_map(|rope| match rope.dynamic {
+            Some(Dynamic::Long { original, .. }) => Some(original),
+            _ => None,
+        })
+    }
+
     /// Whether a rotation of this program depends on the length of the sequence, so that keys in a cache serve only the
     /// sequence that they were made for.
     pub fn rotation_depends_on_length(&self) -> bool {
@@ -61,8 +83,9 @@ impl Program {
     }
 }
 
-/// A `[rows, cols]` weight matrix as it lies in the checkpoint, row-major; a row maps an input to one output value. It is
-/// a run of whole rows of its tensor: all of them, or one part of a packed projection.
+/// A `[rows, cols]` weight matrix as it lies in the checkpoint; a row maps an input to one output value. It is a run of
+/// whole rows of its tensor: all of them, or one part of a packed projection. What lies there are runs of bytes of equal
+/// length, the stored rows: its rows, or its columns where the tensor is transposed.
 #[derive(Clone, Debug)]
 pub struct Matrix {
     pub tensor: Tensor,
@@ -70,20 +93,43 @@ pub struct Matrix {
     pub first_row: usize,
     pub rows: usize,
     pub cols: usize,
+    pub encoding: Encoding,
+    /// For an encoding that is not complete.
+    pub scales: Option<Scales>,
+}
+
+/// The factors of a matrix: its number at (r, c) is what is stored there, decoded, times the factor of its block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scales {
+    /// One factor for each block of `row_block` × `col_block` numbers, row-major; blocks at the edges may be smaller.
+    pub vector: VectorId,
+    pub row_block: usize,
+    /// A power of two of at least 16, or at least the number of columns.
+    pub col_block: usize,
 }
 
 impl Matrix {
-    /// Bytes of one row on disk.
+    /// How many rows are stored, which is what tiles are cut from.
+    pub fn stored_rows(&self) -> usize {
+        if self.tensor.transposed { self.cols } else { self.rows }
+    }
+
+    /// Numbers in a stored row.
+    pub fn stored_cols(&self) -> usize {
+        if self.tensor.transposed { self.rows } else { self.cols }
+    }
+
+    /// Bytes of one stored row on disk.
     pub fn row_bytes(&self) -> usize {
-        self.cols * self.tensor.dtype.size()
+        self.encoding.bytes(self.stored_cols())
     }
 
     /// Bytes of the whole matrix on disk.
     pub fn bytes(&self) -> u64 {
-        self.rows as u64 * self.row_bytes() as u64
+        self.stored_rows() as u64 * self.row_bytes() as u64
     }
 
-    /// Where some of its rows lie.
+    /// Where some of its stored rows lie.
     pub fn span(&self, rows: Range<usize>) -> Span {
         let row = self.row_bytes() as u64;
         let Span { file, offset, .. } = self.tensor.span;
@@ -217,12 +263,15 @@ pub struct Attention {
     pub sinks: Option<VectorId>,
     /// For each query head its slope (ALiBi: Press et al., 2021, arXiv:2108.12409).
     pub slopes: Option<Vec<f32>>,
+    /// The cache holds keys that were not rotated: whenever they are looked at, all of them are turned from dimension 0 on,
+    /// each by its position, with the frequencies of that moment (InternLM).
+    pub turn_keys: Option<RopeId>,
 }
 
 impl Attention {
     /// Every token sees all before it.
     pub fn new(scale: f32) -> Attention {
-        Attention { scale, window: None, chunk: None, soft_cap: None, sinks: None, slopes: None }
+        Attention { scale, window: None, chunk: None, soft_cap: None, sinks: None, slopes: None, turn_keys: None }
     }
 }
 

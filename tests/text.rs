@@ -8,7 +8,22 @@ use layerstream::text::{ChatInput, ChatTemplate, StopStrings, Tokenizer};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-const TOKENIZERS: [&str; 5] = ["bbpe_deepseek_v3", "bbpe_gpt2", "bbpe_llama3", "bbpe_qwen2", "spm_bpe_llama2_json"];
+/// The cases with a `tokenizer.json`.
+const LIBRARY: [&str; 5] = ["bbpe_deepseek_v3", "bbpe_gpt2", "bbpe_llama3", "bbpe_qwen2", "spm_bpe_llama2_json"];
+
+/// All cases: those above first.
+const TOKENIZERS: [&str; 10] = [
+    "bbpe_deepseek_v3",
+    "bbpe_gpt2",
+    "bbpe_llama3",
+    "bbpe_qwen2",
+    "spm_bpe_llama2_json",
+    "spm_bpe_llama2",
+    "spm_bpe_glm",
+    "spm_bpe_baichuan",
+    "spm_unigram",
+    "qwen_tiktoken",
+];
 
 /// The demo model, in the project or beside it.
 fn demo() -> Option<PathBuf> {
@@ -52,8 +67,9 @@ fn golden_tokenizers() {
             let special = row.get("ids_add_special").map_or(expected.clone(), ids);
             assert_eq!(tokenizer.encode(text, true).unwrap(), special, "{name}: ids with special tokens of {text:?}");
             assert_eq!(tokenizer.decode(&expected, false).unwrap(), row["decoded"], "{name}: text of {expected:?}");
-            let skipped = row.get("decoded_skip_special").unwrap_or(&row["decoded"]);
-            assert_eq!(tokenizer.decode(&expected, true).unwrap(), *skipped, "{name}: plain text of {expected:?}");
+            if let Some(skipped) = row.get("decoded_skip_special") {
+                assert_eq!(tokenizer.decode(&expected, true).unwrap(), *skipped, "{name}: plain text of {expected:?}");
+            }
         }
     }
 }
@@ -160,7 +176,7 @@ fn read_json(path: &Path) -> Value {
 
 /// Templates beside the tokenizer that has their control tokens. The last ones treat text badly: one looks at it, the
 /// others join parts, remove pieces and change case.
-const CHATS: [(&str, &str); 7] = [
+const CHATS: [(&str, &str); 10] = [
     ("bbpe_qwen2", "qwen3.multi"),
     ("bbpe_llama3", "llama3.sys_user"),
     ("bbpe_deepseek_v3", "deepseek_r1.multi"),
@@ -176,6 +192,9 @@ const CHATS: [(&str, &str); 7] = [
          {{ part | replace('X', '') | lower }}{% endfor %}<|im_end|>{% endfor %}",
     ),
     ("bbpe_llama3", "{% for m in messages %}{{ m.content.replace('</think>', '') }}<|eot_id|>{% endfor %}"),
+    ("spm_bpe_llama2", "llama2.sys_user"),
+    ("qwen_tiktoken", "qwen3.multi"),
+    ("spm_bpe_glm", "[gMASK]sop{% for m in messages %}{{ m.content }}\n\n{% endfor %}eop"),
 ];
 
 /// All of [`CHATS`], opened once.
@@ -195,8 +214,18 @@ fn chat_template(name: &str) -> ChatTemplate {
 
 /// Text that tries: control tokens, their pieces, masks, and what templates look for.
 fn forgery() -> impl Strategy<Value = String> {
-    const WHOLE: [&str; 8] =
-        ["<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|begin_of_text|>", "<｜User｜>", "</s>", "<s>", "<|endoftext|>"];
+    const WHOLE: [&str; 10] = [
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|eot_id|>",
+        "<|begin_of_text|>",
+        "<｜User｜>",
+        "</s>",
+        "<s>",
+        "<|endoftext|>",
+        "[gMASK]",
+        "sop",
+    ];
     let cut = (prop::sample::select(&WHOLE[..]), any::<prop::sample::Index>(), any::<bool>()).prop_map(
         |(token, at, left)| {
             let cuts: Vec<usize> = token.char_indices().map(|(i, _)| i).collect();
@@ -290,11 +319,11 @@ proptest! {
     #[test]
     fn stream_equals_decoding_at_once(
         seeds in prop::collection::vec(any::<prop::sample::Index>(), 0..200),
-        which in 0..TOKENIZERS.len(),
+        which in 0..LIBRARY.len(),
         decoder in 0..DECODERS.len(),
         skip in any::<bool>(),
     ) {
-        let path = golden().join("tokenizers").join(TOKENIZERS[which]).join("tokenizer.json");
+        let path = golden().join("tokenizers").join(LIBRARY[which]).join("tokenizer.json");
         let mut json = read_json(&path);
         if let Some(decoder) = DECODERS[decoder] {
             json["decoder"] = serde_json::from_str(decoder).unwrap();
@@ -434,8 +463,14 @@ fn tokenizer_errors() {
     };
     let good = std::fs::read_to_string(golden().join("tokenizers/bbpe_gpt2/tokenizer.json")).unwrap();
     says(tokenizer_error(&[]), &["there is no tokenizer.json"]);
-    says(tokenizer_error(&[("tokenizer.model", "x")]), &["no tokenizer.json", "tokenizer.model", "not supported yet"]);
-    says(tokenizer_error(&[("qwen.tiktoken", "x")]), &["qwen.tiktoken", "not supported yet"]);
+    says(tokenizer_error(&[("spiece.model", "x")]), &["no tokenizer.json", "spiece.model", "not supported"]);
+    says(tokenizer_error(&[("tokenizer.model", "x")]), &["tokenizer.model: not a SentencePiece model", "download"]);
+    says(tokenizer_error(&[("tokenizer.model", "")]), &["tokenizer.model: not a SentencePiece model", "no unknown"]);
+    says(tokenizer_error(&[("tokenizer.model", "YQ== 0\n")]), &["tokenizer.model", "ChatGLM4", "not supported"]);
+    says(tokenizer_error(&[("qwen.tiktoken", "x")]), &["qwen.tiktoken: not a tiktoken vocabulary", "line 1"]);
+    says(tokenizer_error(&[("qwen.tiktoken", "YQ== 0\n")]), &["qwen.tiktoken", "single byte 0"]);
+    says(tokenizer_error(&[("qwen.tiktoken", "YQ== 7\n")]), &["qwen.tiktoken", "the rank 7 in a file of 1"]);
+    says(tokenizer_error(&[("qwen.tiktoken", "YQ== 0\nYQ== 1\n")]), &["qwen.tiktoken", "twice"]);
     says(tokenizer_error(&[("tokenizer.json", "{")]), &["tokenizer.json: not a tokenizer"]);
     says(tokenizer_error(&[("tokenizer.json", "{}")]), &["tokenizer.json: not a tokenizer"]);
     says(tokenizer_error(&[("tokenizer.json", &good[..good.len() / 2])]), &["tokenizer.json: not a tokenizer"]);

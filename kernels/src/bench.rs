@@ -9,8 +9,13 @@ use crate::launch::Launch;
 use crate::launch::gemm::Encoding;
 
 pub mod attention;
+pub mod convert;
 pub mod gemm;
+pub mod mlp;
+pub mod moe;
 pub mod norm;
+pub mod rope;
+pub mod sample;
 
 /// The shape to measure. Each kernel takes what it knows of this.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +92,21 @@ pub const ALL: &[Bench] = &[
         prepare: attention::prepare_prefill,
     },
     Bench { name: "norm", about: "RMSNorm of --m rows of --k, the residual added", prepare: norm::prepare },
+    Bench {
+        name: "rope",
+        about: "rotation and append to the cache of --m rows; --heads --kv-heads --head-dim",
+        prepare: rope::prepare,
+    },
+    Bench { name: "convert", about: "--m rows of --k, picked from an embedding of --n", prepare: convert::prepare },
+    Bench { name: "mlp_glu", about: "SwiGLU of --m rows of --n", prepare: mlp::prepare },
+    Bench {
+        name: "moe_route",
+        about: "choice of 8 of --n experts for --m rows, and lists",
+        prepare: moe::prepare_route,
+    },
+    Bench { name: "moe_sum", about: "sum of what 8 experts made of --m rows of --k", prepare: moe::prepare_sum },
+    Bench { name: "sample_soft_cap", about: "soft cap of --m rows of --n logits", prepare: sample::prepare_soft_cap },
+    Bench { name: "sample_top_k", about: "the --k largest of --m rows of --n logits", prepare: sample::prepare_top_k },
 ];
 
 /// The bytes of a parameter struct of params.h.

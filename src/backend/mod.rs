@@ -1,6 +1,11 @@
 //! The operations that a program needs, on the devices that can run them.
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
+mod device;
+
+pub use device::{Device, Processor};
 
 use crate::error::Result;
 use crate::pass::Segment;
@@ -25,8 +30,11 @@ pub trait Backend: Send {
     /// Takes the next tile, which is this one, from `feed`, and multiplies with it.
     fn multiply(&mut self, product: &Product, tile: &Tile, feed: &mut Conveyor) -> Result<()>;
 
-    /// Ends a pass: its logits, `[rows, vocab]`, which may be changed in place.
-    fn finish(&mut self, feed: &mut Conveyor) -> Result<&mut [f32]>;
+    /// Ends a pass: its logits are there.
+    fn finish(&mut self, feed: &mut Conveyor) -> Result<()>;
+
+    /// The logits of the pass that has ended, `[rows, vocab]`, which may be changed in place.
+    fn logits(&mut self) -> &mut [f32];
 
     /// Gives all tiles back after a pass that was not completed. Errors are for the next pass to find.
     fn abandon(&mut self, feed: &mut Conveyor);

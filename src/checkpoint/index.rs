@@ -1,4 +1,4 @@
-//! `model.safetensors.index.json`: which shard holds which tensor. Taken as a claim, which the shards must bear out.
+//! `model.safetensors.index.json`, `pytorch_model.bin.index.json`: which shard holds which tensor. Taken as a claim, which the shards must bear out.
 
 use std::path::{Path, PathBuf};
 

@@ -7,17 +7,38 @@ use std::path::{Path, PathBuf};
 use super::words::{checkpoint_error, excerpt};
 use crate::error::{Error, Result};
 
-const INDEX: &str = "model.safetensors.index.json";
-const SINGLE: &str = "model.safetensors";
+/// How a file of tensors is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    Safetensors,
+    /// The zip archive of `torch.save`.
+    Torch,
+}
+
+impl Form {
+    /// What a directory is searched for, best first: the index of the shards, then the only file.
+    const SEARCHED: [(Form, &str, &str); 2] = [
+        (Form::Safetensors, "model.safetensors.index.json", "model.safetensors"),
+        (Form::Torch, "pytorch_model.bin.index.json", "pytorch_model.bin"),
+    ];
+
+    /// The form that a file's name promises; safetensors unless it says otherwise.
+    fn of(name: &str) -> Form {
+        match Path::new(name).extension().and_then(|extension| extension.to_str()) {
+            Some("bin" | "pt" | "pth") => Form::Torch,
+            _ => Form::Safetensors,
+        }
+    }
+}
 
 /// Where the list of tensors is.
 #[derive(Debug)]
-pub(super) enum Layout {
-    Single { dir: PathBuf, file: PathBuf },
-    Sharded { dir: PathBuf, index: PathBuf },
+pub(super) enum Place {
+    Single { dir: PathBuf, file: PathBuf, form: Form },
+    Sharded { dir: PathBuf, index: PathBuf, form: Form },
 }
 
-pub(super) fn locate(path: &Path) -> Result<Layout> {
+pub(super) fn locate(path: &Path) -> Result<Place> {
     let metadata = fs::metadata(path).map_err(Error::io(path, "open"))?;
     if !metadata.is_dir() {
         return locate_file(path);
@@ -25,14 +46,18 @@ pub(super) fn locate(path: &Path) -> Result<Layout> {
     let dir = path.to_path_buf();
     // A link to nothing counts as being there: opening it says that the download is incomplete.
     let there = |name: &str| Some(path.join(name)).filter(|file| file.symlink_metadata().is_ok());
-    match (there(INDEX), there(SINGLE)) {
-        (Some(index), _) => Ok(Layout::Sharded { dir, index }),
-        (None, Some(file)) => Ok(Layout::Single { dir, file }),
-        (None, None) => Err(checkpoint_error(path, describe(path)?)),
+    for (form, index, single) in Form::SEARCHED {
+        if let Some(index) = there(index) {
+            return Ok(Place::Sharded { dir, index, form });
+        }
+        if let Some(file) = there(single) {
+            return Ok(Place::Single { dir, file, form });
+        }
     }
+    Err(checkpoint_error(path, describe(path)?))
 }
 
-fn locate_file(path: &Path) -> Result<Layout> {
+fn locate_file(path: &Path) -> Result<Place> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     if let Some(form) = unsupported_form(&name) {
         return Err(checkpoint_error(path, format!("checkpoints in {form} form are not supported yet")));
@@ -44,14 +69,14 @@ fn locate_file(path: &Path) -> Result<Layout> {
         Some(parent) if parent != Path::new("") => parent.to_path_buf(),
         _ => PathBuf::from("."),
     };
-    Ok(Layout::Single { dir, file: path.to_path_buf() })
+    Ok(Place::Single { dir, file: path.to_path_buf(), form: Form::of(&name) })
 }
 
 /// The name of the form that a weight file has, when it is one that cannot be read.
 fn unsupported_form(name: &str) -> Option<&'static str> {
     let extension = Path::new(name).extension()?.to_str()?;
     match extension {
-        "bin" | "pt" | "pth" | "ckpt" => Some("PyTorch (.bin, .pt, .pth)"),
+        "ckpt" => Some("PyTorch Lightning (.ckpt)"),
         "gguf" | "ggml" => Some("GGUF"),
         "h5" => Some("TensorFlow (.h5)"),
         "msgpack" => Some("Flax (.msgpack)"),
@@ -68,7 +93,7 @@ fn describe(dir: &Path) -> Result<String> {
         names.push(entry.map_err(Error::io(dir, "list"))?.file_name().to_string_lossy().into_owned());
     }
     names.sort();
-    let searched = format!("neither {INDEX} nor {SINGLE} is here");
+    let searched = "neither model.safetensors nor pytorch_model.bin, nor an index of either, is here";
     let safetensors: Vec<&str> = names.iter().map(String::as_str).filter(|n| n.ends_with(".safetensors")).collect();
     let foreign = names.iter().find_map(|name| Some((unsupported_form(name)?, name)));
     Ok(if names.iter().any(|n| n == "snapshots") {

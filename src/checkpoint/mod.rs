@@ -1,16 +1,19 @@
 //! A checkpoint: files on disk, and in them tensors as byte ranges with a dtype. Only headers are ever read here;
 //! the data is streamed later by whoever holds the ranges.
 //!
-//! [`Checkpoint::open`] takes what the Hub hands out, as it lies on disk: a directory with `model.safetensors`, or with
-//! shards and a `model.safetensors.index.json`, or one `.safetensors` file. Symbolic links (the Hub's cache is made of
+//! [`Checkpoint::open`] takes what the Hub hands out, as it lies on disk: a directory with `model.safetensors` or
+//! `pytorch_model.bin`, or with shards and an index of them, or one such file. Symbolic links (the Hub's cache is made of
 //! them) are followed, and never shown: every error names the path that the caller knows.
 
 mod dtype;
 mod index;
 mod locate;
+mod pickle;
 mod safetensors;
 mod side;
+mod torch;
 mod words;
+mod zip;
 
 use std::path::{Path, PathBuf};
 
@@ -18,11 +21,15 @@ pub use dtype::Dtype;
 #[doc(hidden)]
 pub use index::parse_index;
 #[doc(hidden)]
+pub use pickle::{PickledTensor, parse_pickle};
+#[doc(hidden)]
 pub use safetensors::parse_header;
 pub use side::read_json;
+#[doc(hidden)]
+pub use zip::{ZipEntry, parse_zip};
 
 use crate::error::Result;
-use locate::Layout;
+use locate::{Form, Place};
 use words::{first_repeated, nearest, order_by_name, tensor_error};
 
 /// Index of a file in [`Checkpoint::files`].
@@ -39,14 +46,16 @@ pub struct Span {
     pub len: u64,
 }
 
-/// One tensor: its name, element type, shape (outermost dimension first, row-major) and where its bytes lie.
-/// `shape` × `dtype` = `span.len`, checked when the checkpoint was opened.
+/// One tensor: its name, element type, shape (outermost dimension first) and where its bytes lie, row-major unless it is
+/// transposed. `shape` × `dtype` = `span.len`, checked when the checkpoint was opened.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tensor {
     pub name: String,
     pub dtype: Dtype,
     pub shape: Vec<usize>,
     pub span: Span,
+    /// Of a matrix: it lies column after column, as PyTorch saves a transposed view.
+    pub transposed: bool,
 }
 
 /// One file of a checkpoint.
@@ -72,10 +81,10 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens a model directory, or a single `.safetensors` file, reading nothing but headers.
+    /// Opens a model directory, or a single file of weights, reading nothing but headers.
     ///
-    /// A directory's `model.safetensors.index.json` is preferred to its `model.safetensors`. A tensor that a shard
-    /// holds and the index does not name is kept: it has one place, so nothing about it is in doubt.
+    /// Safetensors are preferred to PyTorch's `.bin`, and an index to a single file. A tensor that a shard holds and the
+    /// index does not name is kept: it has one place, so nothing about it is in doubt.
     ///
     /// # Errors
     ///
@@ -84,23 +93,23 @@ impl Checkpoint {
     /// malformed or contradicts the files (see [`parse_header`] for what is checked).
     pub fn open(path: &Path) -> Result<Checkpoint> {
         match locate::locate(path)? {
-            Layout::Single { dir, file } => {
-                let (len, tensors) = safetensors::read(&file, FileId(0))?;
+            Place::Single { dir, file, form } => {
+                let (len, tensors) = read_file(form, &file, FileId(0))?;
                 let files = vec![CheckpointFile { path: file.clone(), len }];
                 Checkpoint::assemble(dir, file, files, tensors)
             }
-            Layout::Sharded { dir, index } => Checkpoint::open_sharded(dir, index),
+            Place::Sharded { dir, index, form } => Checkpoint::open_sharded(dir, index, form),
         }
     }
 
-    fn open_sharded(dir: PathBuf, index_path: PathBuf) -> Result<Checkpoint> {
+    fn open_sharded(dir: PathBuf, index_path: PathBuf, form: Form) -> Result<Checkpoint> {
         let index = index::read(&index_path)?;
         index.require_shards(&index_path, &dir)?;
         let mut files = Vec::with_capacity(index.shards.len());
         let mut tensors = Vec::with_capacity(index.weights.len());
         for (shard, id) in index.shards.iter().zip(0..) {
             let path = dir.join(shard);
-            let (len, found) = safetensors::read(&path, FileId(id))?;
+            let (len, found) = read_file(form, &path, FileId(id))?;
             files.push(CheckpointFile { path, len });
             tensors.extend(found);
         }
@@ -190,5 +199,13 @@ impl Checkpoint {
             1 => "this file".into(),
             n => format!("its {n} shards"),
         }
+    }
+}
+
+/// Reads what one file says of itself: its length in bytes, and its tensors by offset.
+fn read_file(form: Form, path: &Path, file: FileId) -> Result<(u64, Vec<Tensor>)> {
+    match form {
+        Form::Safetensors => safetensors::read(path, file),
+        Form::Torch => torch::read(path, file),
     }
 }

@@ -17,7 +17,7 @@ use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::side::open_file;
-use super::words::{checkpoint_error, excerpt, first_repeated, json_problem, order_by_name, tensor_error};
+use super::words::{LFS_POINTER, checkpoint_error, excerpt, first_repeated, json_problem, order_by_name, tensor_error};
 use super::{Dtype, FileId, Span, Tensor};
 use crate::error::{Error, Result};
 
@@ -74,8 +74,7 @@ fn header_len(path: &Path, prefix: [u8; 8], file_len: u64) -> Result<usize> {
         return Ok(len as usize);
     }
     let problem = match &prefix {
-        // "version https://git-lfs.github.com/spec/v1"
-        b"version " => "is a Git LFS pointer instead of the file it stands for: run `git lfs pull`".into(),
+        b"version " => LFS_POINTER.into(),
         _ if len > MAX_HEADER => {
             format!(
                 "gives its header {len} bytes, more than the {MAX_HEADER} that the format allows: not a safetensors file, or damaged"
@@ -122,7 +121,7 @@ fn check_entry(path: &Path, name: String, entry: Entry<'_>, data_start: u64, fil
     let Some(offset) = start.checked_add(data_start).filter(|offset| offset.checked_add(len).is_some()) else {
         return Err(refuse(format!("data_offsets [{start}, {end}] are out of range")));
     };
-    Ok(Tensor { name, dtype, shape, span: Span { file, offset, len } })
+    Ok(Tensor { name, dtype, shape, span: Span { file, offset, len }, transposed: false })
 }
 
 /// All tensors, sorted by offset: within the file, and no byte in two of them.

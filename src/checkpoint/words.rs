@@ -10,6 +10,9 @@ use crate::error::Error;
 /// Longest piece of a file's own text that is repeated in an error, in characters.
 const EXCERPT: usize = 200;
 
+/// What is wrong with a file that begins with `version https://git-lfs.github.com/spec/v1`.
+pub(super) const LFS_POINTER: &str = "is a Git LFS pointer instead of the file it stands for: run `git lfs pull`";
+
 /// Text out of a file, fit for a message: control characters escaped, cut when long.
 pub(super) fn excerpt(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len().min(EXCERPT));

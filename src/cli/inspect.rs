@@ -9,14 +9,16 @@ use serde_json::Value;
 use crate::checkpoint::{Checkpoint, Tensor, read_json};
 use crate::error::Result;
 use crate::family;
+use crate::hub::Need;
 use crate::program::{KvShape, Program};
 
 use super::args;
+use super::hub;
 use super::output;
 use super::table::{Table, count, data, memory};
 
 pub fn run(args: &args::Inspect) -> Result<()> {
-    let checkpoint = Checkpoint::open(&args.model.path)?;
+    let checkpoint = Checkpoint::open(&hub::local(&args.model, Need::Model)?)?;
     let program = family::program(&checkpoint);
     let problem = program.as_ref().err().map(ToString::to_string);
     let report = Report::new(&args.model.path, &checkpoint, program.as_ref().ok(), problem, args.tensors);

@@ -5,14 +5,16 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use crate::backend::cpu::{Columns, Cpu, Finish, Float, Tile};
+use crate::backend::cpu::{Columns, Cpu, Finish, Scales, Tile};
 use crate::disk::measure;
 use crate::error::Result;
+use crate::hub::Need;
 use crate::model::Outline;
 use crate::plan::{Plan, Tier};
-use crate::program::{Matrix, Program};
+use crate::program::{self, Program};
 
 use super::args;
+use super::hub;
 use super::output;
 use super::table::{Table, count, data, memory, rate, seconds};
 
@@ -21,7 +23,7 @@ const LOOK: Duration = Duration::from_millis(500);
 
 pub fn run(args: &args::Plan) -> Result<()> {
     let options = args.resources.options(None, args.sequences);
-    let outline = Outline::new(&args.model.path, &options)?;
+    let outline = Outline::new(&hub::local(&args.model, Need::Model)?, &options)?;
     let (plan, program) = (outline.plan(), outline.program());
     let disk = measure(outline.source(), &options.disk, LOOK)?;
     let multiply = multiply_speed(program, options.threads)?;
@@ -150,11 +152,18 @@ impl Report {
 fn multiply_speed(program: &Program, threads: Option<usize>) -> Result<f64> {
     const STRETCH: usize = 64 << 20;
     let Some(matrix) = program.matrices.iter().max_by_key(|matrix| matrix.bytes()) else { return Ok(f64::INFINITY) };
-    let float = Float::from_dtype(matrix.tensor.dtype).expect("families take only types that can be multiplied");
-    let Matrix { cols: k, .. } = *matrix;
-    let rows = (STRETCH / 8 / matrix.row_bytes()).clamp(1, matrix.rows);
+    let (k, encoding) = (matrix.stored_cols(), matrix.encoding);
+    let rows = (STRETCH / 8 / matrix.row_bytes()).clamp(1, matrix.stored_rows());
     let tile = rows * matrix.row_bytes();
-    // These bytes are small numbers in all three types; zeros would be one page, always cached.
+    let blocks = |scales: &program::Scales| rows.div_ceil(scales.row_block) * k.div_ceil(scales.col_block);
+    let factors = vec![1.0; matrix.scales.as_ref().map_or(0, blocks)];
+    let scales = matrix.scales.map(|program::Scales { row_block, col_block, .. }| Scales {
+        values: &factors,
+        row_block,
+        col_block,
+        first_row: 0,
+    });
+    // These bytes are small numbers in all encodings; zeros would be one page, always cached.
     let weights = vec![0x3c; tile * STRETCH.div_ceil(tile)];
     let (x, mut out) = (vec![1.0; k], vec![0.0; rows]);
     let mut cpu = Cpu::new(threads)?;
@@ -162,7 +171,7 @@ fn multiply_speed(program: &Program, threads: Option<usize>) -> Result<f64> {
     while start.elapsed() < LOOK {
         for bytes in weights.chunks_exact(tile) {
             let columns = Columns { data: &mut out, stride: rows, first: 0 };
-            cpu.matmul(Tile { bytes, float, k }, &x, columns, Finish::default());
+            cpu.matmul(Tile { bytes, encoding, k, scales }, &x, columns, Finish::default());
         }
         bytes += weights.len();
     }

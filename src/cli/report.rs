@@ -10,7 +10,6 @@ use crate::memory::peak_resident;
 use crate::model::Model;
 
 use super::table::{Table, count, data, memory, rate, seconds};
-use super::values::Device;
 
 /// What became of one prompt.
 #[derive(Debug, Serialize)]
@@ -44,7 +43,10 @@ pub struct Costs {
     peak_rss_bytes: u64,
     ram_bytes: u64,
     model: String,
-    device: Device,
+    device: String,
+    vram_bytes: Option<u64>,
+    #[serde(skip)]
+    processor: String,
     #[serde(skip)]
     tokens: (usize, usize),
     #[serde(skip)]
@@ -84,7 +86,7 @@ impl Report {
 }
 
 impl Costs {
-    pub fn new(model: &Model, path: &Path, device: Device, stats: GenerateStats) -> Costs {
+    pub fn new(model: &Model, path: &Path, stats: GenerateStats) -> Costs {
         let stream = model.stream_stats();
         let per_second = |n: f64| if stats.seconds > 0.0 { n / stats.seconds } else { 0.0 };
         let readers: Vec<ReaderKind> = stream.drives.iter().map(|drive| drive.reader).collect();
@@ -109,7 +111,9 @@ impl Costs {
             peak_rss_bytes: peak_resident(),
             ram_bytes: model.plan().ram,
             model: path.display().to_string(),
-            device,
+            device: model.processor().to_string(),
+            vram_bytes: model.plan().gpu.as_ref().map(|gpu| gpu.total()),
+            processor: model.processor().describe(),
             tokens: (stats.prompt_tokens, stats.new_tokens),
         }
     }
@@ -126,7 +130,11 @@ impl Costs {
             .row("read", format!("{} from disk, {}", data(self.bytes_read), rate(self.gb_per_second * 1e9)))
             .row("waited", format!("{} for the disk", seconds(self.disk_wait_seconds)))
             .row("reader", &self.disk)
-            .row("memory", format!("peak {}, budget {}", memory(self.peak_rss_bytes), memory(self.ram_bytes)));
+            .row("memory", format!("peak {}, budget {}", memory(self.peak_rss_bytes), memory(self.ram_bytes)))
+            .row("device", &self.processor);
+        if let Some(bytes) = self.vram_bytes {
+            table.row("GPU memory", memory(bytes));
+        }
         table
     }
 }

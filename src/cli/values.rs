@@ -1,6 +1,5 @@
-//! Values of arguments as people write them: sizes, lists of token ids, devices.
+//! Values of arguments as people write them: sizes, lists of token ids.
 
-use std::fmt;
 use std::num::NonZeroUsize;
 use std::str::FromStr;
 
@@ -18,31 +17,6 @@ pub fn size(text: &str) -> Result<u64, String> {
 /// A count of at least 1.
 pub fn positive(text: &str) -> Result<usize, String> {
     text.parse::<NonZeroUsize>().map(NonZeroUsize::get).map_err(|_| "expected a whole number of at least 1".into())
-}
-
-/// Where the arithmetic runs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Device {
-    #[default]
-    Cpu,
-}
-
-impl FromStr for Device {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Device, String> {
-        match text {
-            "auto" | "cpu" => Ok(Device::Cpu),
-            _ => Err("this build computes on the CPU only; use cpu or auto".into()),
-        }
-    }
-}
-
-impl fmt::Display for Device {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("cpu")
-    }
 }
 
 /// Token ids, separated by commas; the brackets and spaces of a JSON list do no harm.
@@ -88,11 +62,5 @@ mod tests {
         for wrong in ["1,,2", "1;2", "-1", "4294967296", "[1,2", "one"] {
             assert!(wrong.parse::<Ids>().is_err(), "{wrong}");
         }
-    }
-
-    #[test]
-    fn devices() {
-        assert_eq!("auto".parse(), Ok(Device::Cpu));
-        assert!("cuda".parse::<Device>().unwrap_err().contains("CPU only"));
     }
 }

@@ -8,12 +8,39 @@ use serde_json::{Map, Value};
 
 use crate::checkpoint::read_json;
 use crate::error::{Error, Result};
-use crate::program::{Dynamic, Rope, RopeStyle, inv_freq};
+use crate::program::Activation;
 
 /// The largest value any size in a configuration may have. Larger ones are damage, and would only overflow later.
 const ABSURD: u64 = 1 << 31;
 
+/// Names for the same thing, newest first.
+const ALIASES: &[(&str, &[&str])] = &[
+    ("hidden_size", &["n_embd", "n_embed"]),
+    ("intermediate_size", &["ffn_hidden_size"]),
+    ("num_hidden_layers", &["num_layers", "n_layer"]),
+    ("num_attention_heads", &["n_head"]),
+    ("num_key_value_heads", &["num_kv_heads", "n_head_kv"]),
+    ("head_dim", &["kv_channels"]),
+    ("vocab_size", &["padded_vocab_size"]),
+    ("max_position_embeddings", &["seq_length"]),
+    (
+        "norm_eps",
+        &[
+            "rms_norm_eps",
+            "layer_norm_epsilon",
+            "layernorm_epsilon",
+            "layer_norm_eps",
+            "layer_norm_rms_eps",
+            "norm_epsilon",
+        ],
+    ),
+    ("rope_theta", &["rotary_emb_base"]),
+    ("partial_rotary_factor", &["rotary_pct"]),
+    ("sliding_window_pattern", &["_sliding_window_pattern"]),
+];
+
 /// A parsed `config.json`.
+#[derive(Clone)]
 pub struct Config {
     path: PathBuf,
     keys: Map<String, Value>,
@@ -30,6 +57,43 @@ impl Config {
                 problem: format!("expected a JSON object with the model's configuration, found {}", kind(&other)),
             }),
         }
+    }
+
+    /// The text part of a multimodal configuration: `text_config`, and what of the outer one is about it too. Any other
+    /// configuration as it is.
+    pub fn text(&self) -> Result<Config> {
+        let Some(inner) = self.section("text_config")? else { return Ok(self.clone()) };
+        let mut keys = inner.clone();
+        for key in ["architectures", "tie_word_embeddings", "quantization_config"] {
+            if let (false, Some(value)) = (keys.contains_key(key), self.keys.get(key)) {
+                keys.insert(key.into(), value.clone());
+            }
+        }
+        Ok(Config { path: self.path.clone(), keys })
+    }
+
+    /// The same, with these values where the file has none, not even null.
+    pub fn or(&self, defaults: Value) -> Config {
+        let mut config = self.clone();
+        let Value::Object(defaults) = defaults else { unreachable!("defaults are an object") };
+        for (key, value) in defaults {
+            if self.entry(&key).is_none() {
+                config.keys.insert(key, value);
+            }
+        }
+        config
+    }
+
+    /// The same with another value for a key.
+    pub fn with(&self, key: &str, value: impl Into<Value>) -> Config {
+        let mut config = self.clone();
+        config.keys.insert(key.into(), value.into());
+        config
+    }
+
+    /// A string, if it is one.
+    pub fn text_of(&self, key: &str) -> Option<&str> {
+        self.value(key).and_then(Value::as_str)
     }
 
     /// The first entry of `architectures`: the class that the checkpoint was saved from.
@@ -71,6 +135,13 @@ impl Config {
         }
     }
 
+    /// A number above 0, or none where absent or null.
+    pub fn optional_number(&self, key: &str) -> Result<Option<f64>> {
+        let Some(value) = self.value(key) else { return Ok(None) };
+        let number = value.as_f64().filter(|n| n.is_finite() && *n > 0.0);
+        number.map(Some).ok_or_else(|| self.wrong(key, "a number above 0", value))
+    }
+
     /// true or false, or `default` where absent.
     pub fn flag(&self, key: &str, default: bool) -> Result<bool> {
         match self.value(key) {
@@ -79,12 +150,14 @@ impl Config {
         }
     }
 
-    /// Refuses, by name, a string option with any value but `only`.
-    pub fn require(&self, key: &str, only: &str) -> Result<()> {
+    /// Refuses, by name, an option with any value but `only`.
+    pub fn require(&self, key: &str, only: impl Into<Value>) -> Result<()> {
+        let only = only.into();
         match self.value(key) {
-            None => Ok(()),
-            Some(Value::String(found)) if found == only => Ok(()),
-            Some(found) => Err(self.unsupported(format!("`{key}`: {found} (only \"{only}\" is implemented)"))),
+            Some(found) if *found != only => {
+                Err(self.unsupported(format!("`{key}`: {found} (only {only} is implemented)")))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -95,59 +168,48 @@ impl Config {
         list.map(Some).ok_or_else(|| self.wrong(key, "a list of strings", value))
     }
 
-    /// Refuses checkpoints whose weights are stored in a way that the plain families do not read.
-    pub fn refuse_quantized(&self) -> Result<()> {
-        let Some(how) = self.value("quantization_config") else { return Ok(()) };
-        let method = how.get("quant_method").and_then(Value::as_str).unwrap_or("unnamed");
-        Err(self.unsupported(format!("a checkpoint quantized with `{method}` (quantization_config)")))
+    /// The activation function that `hidden_act`, or what the family calls it, names.
+    pub fn activation(&self, key: &str) -> Result<Activation> {
+        match self.value(key) {
+            Some(Value::String(name)) => match name.as_str() {
+                "silu" | "swish" => Ok(Activation::Silu),
+                "gelu" | "gelu_python" => Ok(Activation::Gelu),
+                "gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" => Ok(Activation::GeluTanh),
+                "relu" => Ok(Activation::Relu),
+                other => {
+                    Err(self.unsupported(format!("`{key}`: \"{other}\" (silu, gelu, gelu_pytorch_tanh, relu are)")))
+                }
+            },
+            Some(other) => Err(self.wrong(key, "the name of an activation function", other)),
+            None => Err(self.problem(format!("`{key}` is missing"))),
+        }
     }
 
-    /// The rotary frequencies for heads of `head_dim` dimensions.
-    ///
-    /// Scaling follows the definitions of transformers' `modeling_rope_utils`: `linear` (positions divided), `dynamic`
-    /// (NTK, base grows with the length), `llama3` (low frequencies divided, smooth between), and `yarn` (Peng et al.,
-    /// 2023, arXiv:2309.00071).
-    pub fn rope(&self, head_dim: usize, max_positions: usize) -> Result<Rope> {
-        let nested = self.section("rope_parameters")?;
-        let scaling = match nested.is_some() {
-            true => nested,
-            false => self.section("rope_scaling")?,
-        };
-        let theta = match nested.and_then(|keys| keys.get("rope_theta")) {
-            Some(value) => value.as_f64().ok_or_else(|| self.wrong("rope_theta", "a number", value))?,
-            None => self.number("rope_theta", 10_000.0)?,
-        };
-        if !(theta.is_finite() && theta > 1.0) {
-            return Err(self.problem(format!("`rope_theta` is {theta}; expected a number above 1")));
+    /// Which layers slide: those that `layer_types` names, or where it is silent, those that the family says.
+    pub fn sliding_layers(&self, layers: usize, by_default: impl Fn(usize) -> bool) -> Result<Vec<bool>> {
+        let Some(types) = self.strings("layer_types")? else { return Ok((0..layers).map(by_default).collect()) };
+        if types.len() != layers {
+            return Err(self.problem(format!("`layer_types` has {} entries for {layers} layers", types.len())));
         }
-        let partial = match nested.and_then(|keys| keys.get("partial_rotary_factor")) {
-            Some(value) => value.as_f64().unwrap_or(f64::NAN),
-            None => self.number("partial_rotary_factor", 1.0)?,
+        let slides = |kind: &&str| match *kind {
+            "full_attention" => Ok(false),
+            "sliding_attention" => Ok(true),
+            other => Err(self.unsupported(format!("a layer of type `{other}` (layer_types)"))),
         };
-        if partial != 1.0 {
-            return Err(self.unsupported(format!("`partial_rotary_factor`: {partial} in this family")));
-        }
-        if !head_dim.is_multiple_of(2) {
-            return Err(self.problem(format!("head size {head_dim} is odd, so it cannot be rotated in pairs")));
-        }
-        let plain =
-            Rope { style: RopeStyle::Half, inv_freq: inv_freq(theta, head_dim), attention_factor: 1.0, dynamic: None };
-        let Some(scaling) = scaling else { return Ok(plain) };
-        let scaling = Scaling { config: self, keys: scaling };
-        match scaling.kind()? {
-            "default" => Ok(plain),
-            "linear" => {
-                let factor = scaling.factor()?;
-                Ok(Rope { inv_freq: plain.inv_freq.iter().map(|f| (*f as f64 / factor) as f32).collect(), ..plain })
+        types.iter().map(slides).collect()
+    }
+
+    /// The window of every layer, `sliding_window` positions on those that slide.
+    pub fn windows(&self, slides: &[bool]) -> Result<Vec<Option<usize>>> {
+        let window = self.optional_size("sliding_window")?;
+        let of = |slides: &bool| match (slides, window) {
+            (false, _) => Ok(None),
+            (true, Some(window)) => Ok(Some(window)),
+            (true, None) => {
+                Err(self.problem("`layer_types` has sliding layers, but there is no `sliding_window` in use"))
             }
-            "dynamic" => {
-                let (factor, original) = (scaling.factor()?, max_positions);
-                Ok(Rope { dynamic: Some(Dynamic::Ntk { base: theta, factor, original, dim: head_dim }), ..plain })
-            }
-            "llama3" => scaling.llama3(plain),
-            "yarn" => scaling.yarn(plain, theta, max_positions),
-            other => Err(self.unsupported(format!("rope scaling of type `{other}`"))),
-        }
+        };
+        slides.iter().map(of).collect()
     }
 
     /// An [`Error::Config`] about this file.
@@ -160,116 +222,33 @@ impl Config {
         Error::Unsupported { path: self.path.clone(), what: what.into() }
     }
 
-    fn wrong(&self, key: &str, expected: &str, found: &Value) -> Error {
+    /// An [`Error::Config`] about a value of this file.
+    pub fn wrong(&self, key: &str, expected: &str, found: &Value) -> Error {
         self.problem(format!("`{key}` is {found}; expected {expected}"))
     }
 
-    /// A value that is there and not null.
-    fn value(&self, key: &str) -> Option<&Value> {
-        self.keys.get(key).filter(|value| !value.is_null())
+    /// Whether the key is there and not null.
+    pub fn has(&self, key: &str) -> bool {
+        self.value(key).is_some()
     }
 
-    fn section(&self, key: &str) -> Result<Option<&Map<String, Value>>> {
+    /// A value that is there, under this name or an older one, and not null.
+    fn value(&self, key: &str) -> Option<&Value> {
+        self.entry(key).filter(|value| !value.is_null())
+    }
+
+    fn entry(&self, key: &str) -> Option<&Value> {
+        let older = ALIASES.iter().filter(|(name, _)| *name == key).flat_map(|(_, older)| older.iter());
+        std::iter::once(&key).chain(older).find_map(|name| self.keys.get(*name))
+    }
+
+    /// The keys of a nested object.
+    pub fn section(&self, key: &str) -> Result<Option<&Map<String, Value>>> {
         match self.value(key) {
             None => Ok(None),
             Some(Value::Object(keys)) => Ok(Some(keys)),
             Some(other) => Err(self.wrong(key, "an object", other)),
         }
-    }
-}
-
-/// `rope_scaling`, or the same keys inside `rope_parameters`.
-struct Scaling<'a> {
-    config: &'a Config,
-    keys: &'a Map<String, Value>,
-}
-
-impl Scaling<'_> {
-    fn kind(&self) -> Result<&str> {
-        let kind = self.keys.get("rope_type").or_else(|| self.keys.get("type"));
-        kind.and_then(Value::as_str).ok_or_else(|| self.config.problem("rope scaling without a `rope_type`"))
-    }
-
-    fn number(&self, key: &str) -> Result<Option<f64>> {
-        match self.keys.get(key).filter(|value| !value.is_null()) {
-            None => Ok(None),
-            Some(value) => match value.as_f64().filter(|n| n.is_finite() && *n > 0.0) {
-                Some(number) => Ok(Some(number)),
-                None => Err(self.config.problem(format!("rope scaling `{key}` is {value}; expected a number above 0"))),
-            },
-        }
-    }
-
-    fn required(&self, key: &str) -> Result<f64> {
-        self.number(key)?.ok_or_else(|| self.config.problem(format!("rope scaling lacks `{key}`")))
-    }
-
-    fn factor(&self) -> Result<f64> {
-        let factor = self.required("factor")?;
-        match factor >= 1.0 {
-            true => Ok(factor),
-            false => Err(self.config.problem(format!("rope scaling `factor` is {factor}; expected at least 1"))),
-        }
-    }
-
-    /// Llama 3.1: wavelengths longer than `original / low_freq_factor` are stretched by `factor`, those shorter than
-    /// `original / high_freq_factor` are kept, and those between are blended.
-    fn llama3(&self, plain: Rope) -> Result<Rope> {
-        let factor = self.factor()?;
-        let (low, high) = (self.required("low_freq_factor")?, self.required("high_freq_factor")?);
-        let original = self.required("original_max_position_embeddings")?;
-        if high <= low {
-            return Err(self
-                .config
-                .problem(format!("rope scaling `high_freq_factor` {high} must be above `low_freq_factor` {low}")));
-        }
-        let scale = |freq: f32| {
-            let freq = freq as f64;
-            let turns = original * freq / std::f64::consts::TAU;
-            let keep = ((turns - low) / (high - low)).clamp(0.0, 1.0);
-            ((1.0 - keep) * freq / factor + keep * freq) as f32
-        };
-        Ok(Rope { inv_freq: plain.inv_freq.iter().copied().map(scale).collect(), ..plain })
-    }
-
-    /// YaRN: dimensions that turn less than `beta_slow` times over the original context are interpolated, those that
-    /// turn more than `beta_fast` times are kept, with a linear ramp over the dimensions between.
-    fn yarn(&self, plain: Rope, theta: f64, max_positions: usize) -> Result<Rope> {
-        let dim = plain.rotary_dim();
-        let original = self.number("original_max_position_embeddings")?.unwrap_or(max_positions as f64);
-        let factor = match self.number("factor")? {
-            Some(_) => self.factor()?,
-            None => max_positions as f64 / original,
-        };
-        let turns_at = |turns: f64| dim as f64 * (original / (turns * std::f64::consts::TAU)).ln() / (2.0 * theta.ln());
-        let mut low = turns_at(self.number("beta_fast")?.unwrap_or(32.0));
-        let mut high = turns_at(self.number("beta_slow")?.unwrap_or(1.0));
-        if self.keys.get("truncate").and_then(Value::as_bool).unwrap_or(true) {
-            (low, high) = (low.floor(), high.ceil());
-        }
-        let (low, mut high) = (low.max(0.0), high.min(dim as f64 - 1.0));
-        if low == high {
-            high += 0.001;
-        }
-        let freqs = plain.inv_freq.iter().enumerate().map(|(i, freq)| {
-            let interpolate = ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
-            let freq = *freq as f64;
-            (interpolate * freq / factor + (1.0 - interpolate) * freq) as f32
-        });
-        let (inv_freq, attention_factor) = (freqs.collect(), self.yarn_attention(factor)? as f32);
-        Ok(Rope { inv_freq, attention_factor, ..plain })
-    }
-
-    /// The factor on cosines and sines: given, or from `mscale`, or `0.1 ln(factor) + 1`.
-    fn yarn_attention(&self, factor: f64) -> Result<f64> {
-        if let Some(given) = self.number("attention_factor")? {
-            return Ok(given);
-        }
-        let mscale = |m: f64| if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 };
-        Ok(match (self.number("mscale")?, self.number("mscale_all_dim")?) {
-            (Some(m), Some(all)) => mscale(m) / mscale(all),
-            _ => mscale(1.0),
-        })
     }
 }
 

@@ -2,12 +2,29 @@
 //! [`Program`]; one small file each. What is detected from `config.json` decides, never a flag; whatever would change
 //! the result and is not implemented is refused by name.
 
+mod baichuan;
+mod blocks;
 mod builder;
+mod chatglm;
+mod cohere;
 mod config;
+mod dense;
+mod falcon;
+mod gemma;
+mod glm;
+mod gpt_neox;
+mod granite;
+mod internlm;
 mod llama;
 mod mistral;
+mod olmo2;
+mod phi3;
+mod quantization;
+mod qwen1;
 mod qwen2;
 mod qwen3;
+mod rope;
+mod starcoder2;
 
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
@@ -15,19 +32,81 @@ use crate::program::Program;
 
 use builder::Builder;
 use config::Config;
+use quantization::Quantization;
 
 /// A family: the class names it answers to, and how its program is built.
 struct Family {
     name: &'static str,
     architectures: &'static [&'static str],
+    /// What is special about it, in a line.
+    special: &'static str,
     build: fn(&Config, Builder) -> Result<Program>,
 }
 
-const FAMILIES: &[Family] = &[llama::FAMILY, mistral::FAMILY, qwen2::FAMILY, qwen3::FAMILY];
+const FAMILIES: &[Family] = &[
+    llama::FAMILY,
+    mistral::FAMILY,
+    qwen1::FAMILY,
+    qwen2::FAMILY,
+    qwen3::FAMILY,
+    chatglm::FAMILY,
+    glm::FAMILY,
+    glm::GLM4,
+    baichuan::FAMILY,
+    internlm::FAMILY,
+    internlm::INTERNLM2,
+    gemma::FAMILY,
+    gemma::GEMMA2,
+    gemma::GEMMA3,
+    phi3::FAMILY,
+    olmo2::FAMILY,
+    cohere::FAMILY,
+    cohere::COHERE2,
+    granite::FAMILY,
+    starcoder2::FAMILY,
+    falcon::FAMILY,
+    gpt_neox::FAMILY,
+];
 
-/// The architectures that can be run, by family, as `config.json` names them.
-pub fn supported() -> impl Iterator<Item = (&'static str, &'static [&'static str])> {
-    FAMILIES.iter().map(|family| (family.name, family.architectures))
+/// What every family is read from.
+const FORMS: &str = "safetensors, .bin: bf16, f16, f32, fp8";
+
+/// A family that can be run, for people to read.
+#[derive(Clone, Copy, Debug, serde::Serialize)]
+pub struct Supported {
+    pub family: &'static str,
+    /// Class names, as `config.json` has them.
+    pub architectures: &'static [&'static str],
+    /// How it differs from Llama.
+    pub special: &'static str,
+    /// The forms of checkpoints that it is read from.
+    pub forms: &'static str,
+}
+
+/// All families that can be run.
+pub fn supported() -> impl Iterator<Item = Supported> {
+    let row = |family: &Family| Supported {
+        family: family.name,
+        architectures: family.architectures,
+        special: family.special,
+        forms: FORMS,
+    };
+    FAMILIES.iter().map(row)
+}
+
+/// All families that can be run, as a Markdown table with columns of equal width.
+pub fn table() -> String {
+    let head = ["family", "architectures", "what is special", "forms"].map(String::from);
+    let rows = supported()
+        .map(|row| [row.family.into(), row.architectures.join(", "), row.special.into(), row.forms.to_string()]);
+    let mut rows: Vec<[String; 4]> = std::iter::once(head).chain(rows).collect();
+    let widths: [usize; 4] = std::array::from_fn(|i| rows.iter().map(|row| row[i].chars().count()).max().unwrap_or(0));
+    rows.insert(1, widths.map(|width| "-".repeat(width)));
+    let line = |row: &[String; 4]| {
+        let cells: Vec<String> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        format!("| {} |\n", cells.join(" | "))
+    };
+    rows.iter().map(line).collect()
 }
 
 /// Builds the program of the model in `checkpoint`, from the `config.json` beside it.
@@ -42,6 +121,7 @@ pub fn program(checkpoint: &Checkpoint) -> Result<Program> {
         let known: Vec<_> = FAMILIES.iter().flat_map(|family| family.architectures).copied().collect();
         return Err(config.unsupported(format!("the architecture {architecture} (known: {})", known.join(", "))));
     };
-    config.refuse_quantized()?;
-    (family.build)(&config, Builder::new(family.name, checkpoint))
+    let config = config.text()?;
+    let quantization = Quantization::read(&config)?;
+    (family.build)(&config, Builder::new(family.name, checkpoint, quantization))
 }

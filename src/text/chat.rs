@@ -59,6 +59,20 @@ impl ChatTemplate {
     pub fn open(dir: &Path) -> Result<Option<ChatTemplate>> {
         let config = TokenizerConfig::open(dir)?;
         let Some((path, templates)) = find(dir, &config)? else { return Ok(None) };
+        ChatTemplate::new(path, templates, config.special).map(Some)
+    }
+
+    /// A template that no file has; `path` is the file that asks for it.
+    pub(super) fn built_in(path: &Path, source: &str) -> Result<ChatTemplate> {
+        let templates = BTreeMap::from([("default".into(), source.to_owned())]);
+        ChatTemplate::new(path.to_path_buf(), templates, BTreeMap::new())
+    }
+
+    fn new(
+        path: PathBuf,
+        templates: BTreeMap<String, String>,
+        special: BTreeMap<String, String>,
+    ) -> Result<ChatTemplate> {
         let mut env = Environment::new();
         python::install(&mut env);
         env.set_syntax(
@@ -76,7 +90,7 @@ impl ChatTemplate {
                 problem: format!("the chat template is not valid: {}", describe(&e)),
             })?;
         }
-        Ok(Some(ChatTemplate { path, env, special: config.special }))
+        Ok(ChatTemplate { path, env, special })
     }
 
     /// The prompt.

@@ -7,6 +7,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
+use tokenizers::AddedToken;
 
 use crate::{Error, Result};
 
@@ -14,6 +15,7 @@ use crate::{Error, Result};
 const MAX_FILE: u64 = 256 << 20;
 
 /// What `tokenizer_config.json` says, with `special_tokens_map.json` for the special tokens that it leaves out.
+#[derive(Default)]
 pub(crate) struct TokenizerConfig {
     pub path: PathBuf,
     keys: Map<String, Value>,
@@ -40,9 +42,31 @@ impl TokenizerConfig {
         self.keys.get(key).filter(|value| !value.is_null())
     }
 
+    /// Whether a key is there, be it null.
+    pub fn has(&self, key: &str) -> bool {
+        self.keys.contains_key(key)
+    }
+
     /// A flag, or `None` where it is absent or null.
     pub fn flag(&self, key: &str) -> Option<bool> {
         self.keys.get(key).and_then(Value::as_bool)
+    }
+
+    /// The tokens of `added_tokens_decoder`, by id.
+    ///
+    /// # Errors
+    /// If an entry is not a token with an id.
+    pub fn added_tokens(&self) -> Result<Vec<(u32, AddedToken)>> {
+        let bad = |id: &str| Error::Text {
+            path: self.path.clone(),
+            problem: format!("added_tokens_decoder: entry `{id}` is not a token with an id"),
+        };
+        let mut tokens = Vec::new();
+        for (id, token) in self.get("added_tokens_decoder").and_then(Value::as_object).into_iter().flatten() {
+            tokens.push((id.parse().map_err(|_| bad(id))?, added_token(token).ok_or_else(|| bad(id))?));
+        }
+        tokens.sort_by_key(|(id, _)| *id);
+        Ok(tokens)
     }
 
     /// Every string that the files call a special token, named or additional.
@@ -58,6 +82,18 @@ fn content_of(value: &Value) -> Option<&str> {
     value.as_str().or_else(|| value.get("content")?.as_str())
 }
 
+/// An added token as `tokenizer_config.json` writes it, with the library's defaults for what it leaves out.
+fn added_token(token: &Value) -> Option<AddedToken> {
+    let flag = |name| token.get(name).and_then(Value::as_bool);
+    let special = flag("special").unwrap_or(false);
+    let mut added = AddedToken::from(token.get("content")?.as_str()?, special);
+    added.single_word = flag("single_word").unwrap_or(false);
+    added.lstrip = flag("lstrip").unwrap_or(false);
+    added.rstrip = flag("rstrip").unwrap_or(false);
+    added.normalized = flag("normalized").unwrap_or(!special);
+    Some(added)
+}
+
 /// Reads a JSON object; `None` if there is no such file.
 pub(crate) fn read_object(path: &Path) -> Result<Option<Map<String, Value>>> {
     let Some(text) = read_text(path)? else { return Ok(None) };
@@ -70,6 +106,14 @@ pub(crate) fn read_object(path: &Path) -> Result<Option<Map<String, Value>>> {
 
 /// Reads a file of UTF-8 text; `None` if there is no such file.
 pub(crate) fn read_text(path: &Path) -> Result<Option<String>> {
+    let Some(bytes) = read_bytes(path)? else { return Ok(None) };
+    let problem = |problem: String| Error::Text { path: path.to_path_buf(), problem };
+    let text = String::from_utf8(bytes).map_err(|e| problem(format!("not UTF-8 text: {}", e.utf8_error())))?;
+    Ok(Some(text))
+}
+
+/// Reads a file of a sane size; `None` if there is no such file.
+pub(super) fn read_bytes(path: &Path) -> Result<Option<Vec<u8>>> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -81,6 +125,5 @@ pub(crate) fn read_text(path: &Path) -> Result<Option<String>> {
     if bytes.len() as u64 > MAX_FILE {
         return Err(problem(format!("larger than {} MiB, which no tokenizer file is", MAX_FILE >> 20)));
     }
-    let text = String::from_utf8(bytes).map_err(|e| problem(format!("not UTF-8 text: {}", e.utf8_error())))?;
-    Ok(Some(text))
+    Ok(Some(bytes))
 }

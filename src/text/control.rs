@@ -13,7 +13,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use serde_json::{Map, Value};
-use tokenizers::{Model, NormalizedString, Normalizer, OffsetType, PreTokenizer, Token};
+use tokenizers::AddedVocabulary;
 
 use crate::{Error, Result};
 
@@ -39,7 +39,7 @@ impl ChatTemplate {
         let render = |heavy| self.render(&masks.input(&controls, input, heavy)?.as_input(input));
         let heavy = render(true)?;
         if heavy == plain {
-            return tokenizer.encode(&plain, false);
+            return tokenizer.encode_written(&plain);
         }
         let light = masks.encode(tokenizer, &controls, &render(false)?)?;
         let heavy = masks.encode(tokenizer, &controls, &heavy)?;
@@ -70,9 +70,8 @@ struct Controls {
 
 impl Controls {
     fn new(tokenizer: &Tokenizer, source: &str) -> Controls {
-        let hf = tokenizer.hf();
         let mut controls = Controls { always: Vec::new(), markup: Vec::new(), ids: HashSet::new() };
-        for (id, token) in hf.get_added_vocabulary().get_added_tokens_decoder() {
+        for (id, token) in tokenizer.added().get_added_tokens_decoder() {
             let content = &token.content;
             let list = if token.special || barred(content) {
                 &mut controls.always
@@ -85,8 +84,10 @@ impl Controls {
             controls.ids.insert(*id);
         }
         // No vocabulary has this character: what comes out is bytes, or the unknown token.
-        for unknown in guarded(|| hf.get_model().tokenize("\u{10FFFF}")).unwrap_or_default() {
-            controls.ids.remove(&unknown.id);
+        let (words, none) = (tokenizer.words(), AddedVocabulary::new());
+        let unknown = guarded(|| words.encode(&none, "\u{10FFFF}", &|c| c, &HashSet::new()));
+        for unknown in unknown.unwrap_or_default() {
+            controls.ids.remove(&unknown);
         }
         controls
     }
@@ -145,7 +146,7 @@ impl Masks {
         }
         let ends: BTreeSet<char> =
             controls.all().flat_map(|token| [token.chars().next(), token.chars().last()]).flatten().collect();
-        let hides = |c: &char| ends.contains(c) || normalized(tokenizer, *c).chars().any(|c| ends.contains(&c));
+        let hides = |c: &char| ends.contains(c) || tokenizer.words().normalized(*c).chars().any(|c| ends.contains(&c));
         let hidden: Vec<char> = used.iter().copied().filter(hides).collect();
         // Two planes of 65,534 characters; more text than fits a context would be needed to use them up.
         let free = ('\u{F0000}'..='\u{FFFFD}').chain('\u{100000}'..='\u{10FFFD}').filter(|c| !used.contains(c));
@@ -199,7 +200,8 @@ impl Masks {
                 out.push(c);
                 continue;
             };
-            // Letters are left alone: hiding those of `sop` would hide half of every text.
+            // Letters are left alone: hiding those of `sop` would hide half of every text. So a template that takes
+            // characters out of messages could make such a token; no known one of ChatGLM does.
             let part = heavy && at >= allowed_until && !c.is_alphanumeric();
             let hide = part || controls.of(trusted).any(|token| rest.starts_with(token));
             out.push(if hide { mask } else { c });
@@ -209,33 +211,11 @@ impl Masks {
 
     /// Finds the control tokens of a masked prompt, then unmasks and encodes what is between them.
     fn encode(&self, tokenizer: &Tokenizer, controls: &Controls, text: &str) -> Result<Vec<u32>> {
-        let hf = tokenizer.hf();
-        let model = hf.get_model();
-        // A vocabulary may hold a control token as an ordinary word; single characters cannot spell it.
-        let words = |piece: &mut NormalizedString| -> tokenizers::Result<Vec<Token>> {
-            let tokens = model.tokenize(piece.get())?;
-            if tokens.iter().all(|token| !controls.ids.contains(&token.id)) {
-                return Ok(tokens);
-            }
-            let mut single = Vec::new();
-            for c in piece.get().chars() {
-                single.extend(model.tokenize(c.encode_utf8(&mut [0; 4]))?);
-            }
-            match single.iter().find(|token| controls.ids.contains(&token.id)) {
-                Some(token) => Err(format!("the control token {:?} is a character of plain text", token.value).into()),
-                None => Ok(single),
-            }
-        };
-        let encode = || {
-            let mut pieces = hf.get_added_vocabulary().extract_and_normalize(hf.get_normalizer(), text);
-            pieces.normalize(|piece| self.0.iter().try_for_each(|(c, mask)| piece.replace(*mask, &c.to_string())))?;
-            if let Some(pre_tokenizer) = hf.get_pre_tokenizer() {
-                pre_tokenizer.pre_tokenize(&mut pieces)?;
-            }
-            pieces.tokenize(|piece| words(&mut piece.clone()))?;
-            tokenizers::Result::Ok(pieces.into_encoding(None, 0, OffsetType::None)?.get_ids().to_vec())
-        };
-        guarded(encode).map_err(|e| tokenizer.error(format!("cannot encode the chat: {e}")))
+        let hidden: BTreeMap<char, char> = self.0.iter().map(|(c, mask)| (*mask, *c)).collect();
+        let unmask = |c: char| hidden.get(&c).copied().unwrap_or(c);
+        let (words, added) = (tokenizer.words(), tokenizer.added());
+        guarded(|| words.encode(added, text, &unmask, &controls.ids))
+            .map_err(|e| tokenizer.error(format!("cannot encode the chat: {e}")))
     }
 }
 
@@ -244,14 +224,4 @@ fn tag(text: &str) -> usize {
     let Some(body) = text.strip_prefix("</").or_else(|| text.strip_prefix('<')) else { return 0 };
     let rest = body.trim_start_matches(|c: char| c.is_ascii_alphanumeric() || c == '_');
     if rest.len() < body.len() && rest.starts_with('>') { text.len() - rest.len() + 1 } else { 0 }
-}
-
-/// A character as the tokenizer's normalizer leaves it: some write a full-width `＜` as `<`.
-fn normalized(tokenizer: &Tokenizer, c: char) -> String {
-    let Some(normalizer) = tokenizer.hf().get_normalizer() else { return c.to_string() };
-    let mut text = NormalizedString::from(c.encode_utf8(&mut [0; 4]) as &str);
-    match guarded(|| normalizer.normalize(&mut text)) {
-        Ok(()) => text.get().to_owned(),
-        Err(_) => c.to_string(),
-    }
 }

@@ -21,8 +21,12 @@ impl TextSide {
     /// # Errors
     /// If a tokenizer is there and cannot be used.
     pub fn open(dir: &Path) -> Result<TextSide> {
-        let tokenizer = dir.join("tokenizer.json").exists().then(|| Tokenizer::open(dir)).transpose()?;
-        Ok(TextSide { dir: dir.to_path_buf(), tokenizer })
+        Ok(TextSide { dir: dir.to_path_buf(), tokenizer: Tokenizer::find(dir)? })
+    }
+
+    /// The text side of a model whose tokenizer is not a file in `dir` (GGUF); a chat template may still be there.
+    pub fn with_tokenizer(dir: &Path, tokenizer: Tokenizer) -> TextSide {
+        TextSide { dir: dir.to_path_buf(), tokenizer: Some(tokenizer) }
     }
 
     /// The tokenizer.
@@ -31,18 +35,28 @@ impl TextSide {
     /// If the directory has none.
     pub fn tokenizer(&self) -> Result<&Tokenizer> {
         self.tokenizer.as_ref().ok_or_else(|| {
-            self.missing("there is no tokenizer (tokenizer.json) beside the model, so it takes token ids only")
+            self.missing(
+                "there is no tokenizer (tokenizer.json, tokenizer.model or qwen.tiktoken) beside the model, so it takes \
+                 token ids only",
+            )
         })
     }
 
-    /// The chat template.
+    /// The chat template; for ChatGLM 2 and 3 and for Qwen 1, which bring none, what their own code does.
     ///
     /// # Errors
     /// If the directory has none (it is no chat model), or one that cannot be used.
     pub fn chat_template(&self) -> Result<ChatTemplate> {
-        ChatTemplate::open(&self.dir)?.ok_or_else(|| {
-            self.missing("there is no chat template beside the model: it is no chat model; give it a plain prompt")
-        })
+        if let Some(template) = ChatTemplate::open(&self.dir)? {
+            return Ok(template);
+        }
+        match self.tokenizer.as_ref().and_then(Tokenizer::chat) {
+            Some((path, source)) => ChatTemplate::built_in(path, source),
+            None => {
+                Err(self
+                    .missing("there is no chat template beside the model: it is no chat model; give it a plain prompt"))
+            }
+        }
     }
 
     /// The token ids of a prompt, with the special tokens that the tokenizer puts around it. Special tokens written out

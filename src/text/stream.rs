@@ -1,6 +1,6 @@
 //! Incremental detokenisation: each token yields the text that no later token can change, at a cost that does not depend
 //! on how much came before. The whole decoder of a `tokenizer.json` is run this way, and decoding at once is the same
-//! code, so both agree by construction.
+//! code, so both agree by construction. Other tokenizers are decoded by [`Joined`].
 
 use std::borrow::Cow;
 use std::collections::{HashMap, VecDeque};
@@ -12,7 +12,9 @@ use tokenizers::{Decoder, Result as HfResult};
 
 use crate::Result;
 
+use super::joined::Joined;
 use super::tokenizer::Tokenizer;
+use super::words::{Said, Words};
 
 /// Turns tokens into text one by one. The pieces from [`push`](TextStream::push) and [`finish`](TextStream::finish)
 /// joined together are what [`Tokenizer::decode`] gives for all ids at once.
@@ -20,13 +22,29 @@ use super::tokenizer::Tokenizer;
 pub struct TextStream {
     tokenizer: Tokenizer,
     skip_special: bool,
-    stages: Vec<Stage>,
+    state: State,
+}
+
+/// What is remembered between two tokens.
+#[derive(Clone)]
+enum State {
+    Stages(Vec<Stage>),
+    Joined(Joined),
+}
+
+impl State {
+    fn new(words: &Words) -> State {
+        match words {
+            Words::Library { stages, .. } => State::Stages(stages.clone()),
+            Words::SentencePiece { .. } | Words::Tiktoken(_) => State::Joined(Joined::new(words)),
+        }
+    }
 }
 
 impl TextStream {
     pub(super) fn new(tokenizer: Tokenizer, skip_special: bool) -> TextStream {
-        let stages = tokenizer.decoder_stages().to_vec();
-        TextStream { tokenizer, skip_special, stages }
+        let state = State::new(tokenizer.words());
+        TextStream { tokenizer, skip_special, state }
     }
 
     /// Takes one token and returns the text that has become certain: whole characters only, often empty in the middle
@@ -35,20 +53,31 @@ impl TextStream {
     /// # Errors
     /// If the id is outside the vocabulary.
     pub fn push(&mut self, id: u32) -> Result<String> {
-        let token = self.tokenizer.token(id)?;
-        if self.skip_special && self.tokenizer.is_special(&token) {
+        let said = self.tokenizer.said(id)?;
+        if self.skip_special && self.tokenizer.is_special(id, &said) {
             return Ok(String::new());
         }
         let mut text = String::new();
-        run(&mut self.stages, token, &mut text).map_err(|e| self.tokenizer.error(format!("cannot decode: {e}")))?;
+        match (&mut self.state, said) {
+            (State::Stages(stages), Said::Token(token)) => {
+                run(stages, token, &mut text).map_err(|e| self.tokenizer.error(format!("cannot decode: {e}")))?;
+            }
+            (State::Joined(joined), said) => text = joined.push(self.tokenizer.words(), said),
+            (State::Stages(_), _) => {}
+        }
         Ok(text)
     }
 
     /// There are no more tokens: returns what was held back. The stream is then as new.
     pub fn finish(&mut self) -> Result<String> {
         let mut text = String::new();
-        finish(&mut self.stages, &mut text).map_err(|e| self.tokenizer.error(format!("cannot decode: {e}")))?;
-        self.stages = self.tokenizer.decoder_stages().to_vec();
+        match &mut self.state {
+            State::Joined(joined) => text = joined.finish(),
+            State::Stages(stages) => {
+                finish(stages, &mut text).map_err(|e| self.tokenizer.error(format!("cannot decode: {e}")))?;
+            }
+        }
+        self.state = State::new(self.tokenizer.words());
         Ok(text)
     }
 }
@@ -158,7 +187,7 @@ impl Stage {
             },
             Stage::ByteLevel { tail } => {
                 tail.extend_from_slice(&byte_level(&token));
-                next(take_utf8(tail))
+                next(take_utf8(tail, false))
             }
             Stage::Spaces { first } => next(if take(first) { token } else { format!(" {token}") }),
             Stage::Strip { mark, start, stop, fused: None } => next(strip(&token, *mark, *start, *stop).to_owned()),
@@ -228,9 +257,9 @@ fn flush_run(run: &mut Vec<u8>, next: Next) -> HfResult<()> {
     next(String::from_utf8(take(run)).unwrap_or_else(|e| "\u{FFFD}".repeat(e.as_bytes().len())))
 }
 
-/// Takes from `bytes` all that later bytes cannot change, invalid sequences as U+FFFD, and leaves an unfinished
-/// character.
-fn take_utf8(bytes: &mut Vec<u8>) -> String {
+/// Takes from `bytes` all that later bytes cannot change, and leaves an unfinished character. An invalid sequence becomes
+/// one U+FFFD, or as many as it has bytes.
+pub(super) fn take_utf8(bytes: &mut Vec<u8>, each_byte: bool) -> String {
     let mut text = String::new();
     let mut done = 0;
     for chunk in bytes.utf8_chunks() {
@@ -242,9 +271,8 @@ fn take_utf8(bytes: &mut Vec<u8>) -> String {
         if last && std::str::from_utf8(invalid).is_err_and(|e| e.error_len().is_none()) {
             break;
         }
-        if !invalid.is_empty() {
-            text.push('\u{FFFD}');
-        }
+        let marks = if each_byte { invalid.len() } else { usize::from(!invalid.is_empty()) };
+        text.extend(std::iter::repeat_n('\u{FFFD}', marks));
         done += invalid.len();
     }
     bytes.drain(..done);

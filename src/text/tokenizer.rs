@@ -1,17 +1,18 @@
-//! Text to token ids and back, with the `tokenizer.json` of a checkpoint.
+//! Text to token ids and back, with whatever tokenizer a checkpoint brings.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde_json::Value;
-use tokenizers::{AddedToken, Encoding, PostProcessor, Token};
+use tokenizers::AddedVocabulary;
 
 use crate::{Error, Result};
 
-use super::config::{TokenizerConfig, read_text};
-use super::stream::{Stage, TextStream, stages};
+use super::stream::TextStream;
+use super::words::{Said, Words};
+use super::{files, library, parts};
 
 /// A tokenizer: cheap to clone, shared between threads.
 #[derive(Clone)]
@@ -19,16 +20,21 @@ pub struct Tokenizer {
     inner: Arc<Inner>,
 }
 
-struct Inner {
-    /// `tokenizer.json`, for messages.
-    path: PathBuf,
-    hf: tokenizers::Tokenizer,
-    stages: Vec<Stage>,
+pub(super) struct Inner {
+    /// The file it was read from, for messages.
+    pub path: PathBuf,
+    pub words: Words,
+    /// Tokens that are found before words are looked for, of tokenizers that are not the library's.
+    pub added: AddedVocabulary,
+    /// Whether plain text may write special tokens. ChatGLM's may not.
+    pub special_in_text: bool,
     /// The ids put before and after a text that is encoded with special tokens.
-    before: Vec<u32>,
-    after: Vec<u32>,
-    bos: Option<String>,
-    eos: Option<String>,
+    pub before: Vec<u32>,
+    pub after: Vec<u32>,
+    pub bos: Option<String>,
+    pub eos: Option<String>,
+    /// The chat template that the model's own code has, where the checkpoint has none.
+    pub chat: Option<&'static str>,
 }
 
 impl fmt::Debug for Tokenizer {
@@ -38,30 +44,74 @@ impl fmt::Debug for Tokenizer {
 }
 
 impl Tokenizer {
-    /// Opens the tokenizer in `dir`: `tokenizer.json`, with what `tokenizer_config.json` and `special_tokens_map.json`
-    /// change about it. `dir` needs no model.
+    /// Opens the tokenizer in `dir`, with what `tokenizer_config.json` and `special_tokens_map.json` change about it.
+    /// `dir` needs no model. If there are several, the first of these is taken: `tokenizer.json`, `tokenizer.model`
+    /// (SentencePiece, or GLM-4's tiktoken vocabulary), `qwen.tiktoken`.
     ///
     /// # Errors
-    /// If there is no `tokenizer.json`, or one of the files is damaged or uses something unknown.
+    /// If there is none of them, or one of the files is damaged or uses something unknown.
     pub fn open(dir: &Path) -> Result<Tokenizer> {
-        let path = dir.join("tokenizer.json");
-        let Some(json) = read_text(&path)? else { return Err(missing(dir)) };
-        let problem = |problem: String| Error::Text { path: path.clone(), problem };
-        let hf: tokenizers::Tokenizer = guarded(|| json.parse())
-            .map_err(|e| problem(format!("not a tokenizer that the tokenizers library can use: {e}")))?;
-        drop(json);
-        Inner::new(path, hf, &TokenizerConfig::open(dir)?).map(|inner| Tokenizer { inner: Arc::new(inner) })
+        Self::find(dir)?.ok_or_else(|| missing(dir))
     }
 
-    /// The ids of a text. Special tokens written out in the text are recognised, as Hugging Face does; so this is for
-    /// text that may hold them (a rendered chat template, a raw prompt). With `add_special` the tokenizer's own frame is
-    /// added, usually a beginning-of-sequence token.
+    /// The tokenizer in `dir`, if there is one.
+    pub(super) fn find(dir: &Path) -> Result<Option<Tokenizer>> {
+        let inner = match library::open(dir)? {
+            Some(inner) => Some(inner),
+            None => files::open(dir)?,
+        };
+        Ok(inner.map(|inner| Tokenizer { inner: Arc::new(inner) }))
+    }
+
+    /// The tokenizer of a SentencePiece model (the bytes of a `tokenizer.model`) without a configuration: as Llama's, with
+    /// its beginning of sequence in front. `path` is for messages.
+    ///
+    /// # Errors
+    /// If the model is damaged, or of a kind that is not known.
+    pub fn from_sentencepiece(path: &Path, file: &[u8]) -> Result<Tokenizer> {
+        files::sentencepiece(path, file).map(|inner| Tokenizer { inner: Arc::new(inner) })
+    }
+
+    /// Qwen 1's tokenizer (the bytes of a `qwen.tiktoken`) without a configuration. `path` is for messages.
+    ///
+    /// # Errors
+    /// If the file is damaged.
+    pub fn from_tiktoken(path: &Path, file: &[u8]) -> Result<Tokenizer> {
+        files::tiktoken(path, file).map(|inner| Tokenizer { inner: Arc::new(inner) })
+    }
+
+    /// The tokenizer that [`TokenizerParts`](super::TokenizerParts) describe; `path` is the file that they are from.
+    ///
+    /// # Errors
+    /// If the parts contradict each other, or are of a kind that is not known.
+    pub fn from_parts(path: &Path, parts: parts::TokenizerParts) -> Result<Tokenizer> {
+        parts::build(path, parts).map(|inner| Tokenizer { inner: Arc::new(inner) })
+    }
+
+    /// The ids of a text. Special tokens written out in the text are recognised, as Hugging Face does (and as ChatGLM 2
+    /// and 3 do not); so this is for text that may hold them (a rendered chat template, a raw prompt). With `add_special`
+    /// the tokenizer's own frame is added, usually a beginning-of-sequence token.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
         let inner = &self.inner;
-        let encoding = guarded(|| inner.hf.encode_fast(text, false))
-            .map_err(|e| self.error(format!("cannot encode the text: {e}")))?;
+        let ids = match inner.special_in_text {
+            true => self.encode_written(text)?,
+            false => self.encode_with(text, &AddedVocabulary::new())?,
+        };
         let (before, after) = if add_special { (&*inner.before, &*inner.after) } else { (&[][..], &[][..]) };
-        Ok([before, encoding.get_ids(), after].concat())
+        Ok([before, &ids, after].concat())
+    }
+
+    /// The ids of what a template wrote: special tokens are recognised, and nothing is added.
+    pub(super) fn encode_written(&self, text: &str) -> Result<Vec<u32>> {
+        self.encode_with(text, self.added())
+    }
+
+    fn encode_with(&self, text: &str, added: &AddedVocabulary) -> Result<Vec<u32>> {
+        let ids = guarded(|| match &self.inner.words {
+            Words::Library { hf, .. } => Ok(hf.encode_fast(text, false)?.get_ids().to_vec()),
+            words => words.encode(added, text, &|c| c, &HashSet::new()),
+        });
+        ids.map_err(|e| self.error(format!("cannot encode the text: {e}")))
     }
 
     /// The text of a sequence of ids, without its special tokens if `skip_special`.
@@ -88,12 +138,14 @@ impl Tokenizer {
 
     /// How many tokens there are, added ones included. The model's embedding may have more rows, for padding.
     pub fn vocab_size(&self) -> usize {
-        self.inner.hf.get_vocab_size(true)
+        let words = self.inner.words.len();
+        let added = self.inner.added.get_added_tokens_decoder().keys().filter(|id| **id as usize >= words);
+        words + added.count()
     }
 
     /// The id of a token, by its exact content.
     pub fn token_id(&self, token: &str) -> Option<u32> {
-        self.inner.hf.token_to_id(token)
+        self.added().get_vocab().get(token).copied().or_else(|| self.inner.words.id(token))
     }
 
     /// The beginning-of-sequence token, if the configuration names one.
@@ -106,50 +158,40 @@ impl Tokenizer {
         self.inner.eos.as_deref()
     }
 
-    pub(super) fn hf(&self) -> &tokenizers::Tokenizer {
-        &self.inner.hf
+    /// The chat template of the model's own code.
+    pub(super) fn chat(&self) -> Option<(&Path, &'static str)> {
+        self.inner.chat.map(|chat| (&*self.inner.path, chat))
     }
 
-    pub(super) fn decoder_stages(&self) -> &[Stage] {
-        &self.inner.stages
+    pub(super) fn words(&self) -> &Words {
+        &self.inner.words
     }
 
-    /// The token with this id, in the form that the decoder takes.
-    pub(super) fn token(&self, id: u32) -> Result<String> {
-        self.inner.hf.id_to_token(id).ok_or_else(|| {
+    pub(super) fn added(&self) -> &AddedVocabulary {
+        match &self.inner.words {
+            Words::Library { hf, .. } => hf.get_added_vocabulary(),
+            Words::SentencePiece { .. } | Words::Tiktoken(_) => &self.inner.added,
+        }
+    }
+
+    /// What the token with this id adds to a text.
+    pub(super) fn said(&self, id: u32) -> Result<Said<'_>> {
+        let added = self.inner.added.get_added_tokens_decoder().get(&id).map(|token| Said::Text(&token.content));
+        added.or_else(|| self.inner.words.said(id)).ok_or_else(|| {
             Error::Request(format!("token id {id} is outside the vocabulary of {} tokens", self.vocab_size()))
         })
     }
 
-    pub(super) fn is_special(&self, token: &str) -> bool {
-        self.inner.hf.get_added_vocabulary().is_special_token(token)
+    pub(super) fn is_special(&self, id: u32, said: &Said) -> bool {
+        if let Said::Token(token) = said {
+            return self.added().is_special_token(token);
+        }
+        let added = self.inner.added.get_added_tokens_decoder().get(&id);
+        added.map_or_else(|| self.inner.words.is_control(id), |token| token.special)
     }
 
     pub(super) fn error(&self, problem: String) -> Error {
         Error::Text { path: self.inner.path.clone(), problem }
-    }
-}
-
-impl Inner {
-    fn new(path: PathBuf, mut hf: tokenizers::Tokenizer, config: &TokenizerConfig) -> Result<Inner> {
-        let problem = |problem: String| Error::Text { path: path.clone(), problem };
-        // Training settings that some files carry; neither belongs to the text-to-ids mapping.
-        hf.with_padding(None);
-        hf.with_truncation(None).map_err(|e| problem(e.to_string()))?;
-        add_config_tokens(&mut hf, config)?;
-        let stages = stages(hf.get_decoder()).map_err(|what| Error::Unsupported { path: path.clone(), what })?;
-        let (mut before, mut after) = guarded(|| frame(&hf)).map_err(|e| problem(format!("post_processor: {e}")))?;
-        // As transformers does, flags in the configuration replace what `tokenizer.json` adds.
-        let named = |name: &str| config.special.get(name).cloned();
-        let (bos, eos) = (named("bos_token"), named("eos_token"));
-        let id = |token: &Option<String>| token.as_deref().and_then(|token| hf.token_to_id(token));
-        if let Some(add) = config.flag("add_bos_token") {
-            before = id(&bos).filter(|_| add).into_iter().collect();
-        }
-        if let Some(add) = config.flag("add_eos_token") {
-            after = id(&eos).filter(|_| add).into_iter().collect();
-        }
-        Ok(Inner { path, hf, stages, before, after, bos, eos })
     }
 }
 
@@ -161,71 +203,17 @@ pub(super) fn guarded<T>(f: impl FnOnce() -> tokenizers::Result<T>) -> tokenizer
     })
 }
 
-/// What the post-processor puts around a text, seen by letting it process a single token that is not in any vocabulary.
-fn frame(hf: &tokenizers::Tokenizer) -> tokenizers::Result<(Vec<u32>, Vec<u32>)> {
-    const TEXT: u32 = u32::MAX;
-    let Some(post) = hf.get_post_processor() else { return Ok((Vec::new(), Vec::new())) };
-    let text = Encoding::from_tokens(vec![Token::new(TEXT, String::new(), (0, 0))], 0);
-    let framed = post.process(text, None, true)?;
-    let mut halves = framed.get_ids().split(|&id| id == TEXT).map(<[u32]>::to_vec);
-    match (halves.next(), halves.next(), halves.next()) {
-        (Some(before), Some(after), None) => Ok((before, after)),
-        _ => Err("expected a template with the text in it once".into()),
-    }
-}
-
-/// Adds the tokens that `tokenizer_config.json` lists and `tokenizer.json` lacks or describes otherwise, and marks as
-/// special those that it names so. This is what transformers does on loading.
-fn add_config_tokens(hf: &mut tokenizers::Tokenizer, config: &TokenizerConfig) -> Result<()> {
-    let problem = |problem: String| Error::Text { path: config.path.clone(), problem };
-    let bad = |id: &str| problem(format!("added_tokens_decoder: entry `{id}` is not a token with an id"));
-    let mut tokens: Vec<(u32, AddedToken)> = Vec::new();
-    for (id, token) in config.get("added_tokens_decoder").and_then(|v| v.as_object()).into_iter().flatten() {
-        tokens.push((id.parse().map_err(|_| bad(id))?, added_token(token).ok_or_else(|| bad(id))?));
-    }
-    tokens.sort_by_key(|(id, _)| *id);
-    let contents: Vec<(u32, String)> = tokens.iter().map(|(id, token)| (*id, token.content.clone())).collect();
-    guarded(|| hf.add_tokens(tokens.into_iter().map(|(_, token)| token))).map_err(|e| problem(e.to_string()))?;
-    for (id, content) in contents {
-        let found = hf.token_to_id(&content);
-        if found != Some(id) {
-            let found = found.map_or("none".into(), |id| id.to_string());
-            return Err(problem(format!(
-                "added_tokens_decoder gives `{content}` the id {id}, but in tokenizer.json it has {found}"
-            )));
-        }
-    }
-    let special = config.special_contents().filter(|content| {
-        let added = hf.get_added_vocabulary();
-        hf.token_to_id(content).is_some() && !added.is_special_token(content)
-    });
-    let special: Vec<AddedToken> = special.map(|content| AddedToken::from(content, true)).collect();
-    guarded(|| hf.add_special_tokens(special)).map_err(|e| problem(e.to_string()))?;
-    Ok(())
-}
-
-/// An added token as `tokenizer_config.json` writes it, with the library's defaults for what it leaves out.
-fn added_token(token: &Value) -> Option<AddedToken> {
-    let flag = |name| token.get(name).and_then(Value::as_bool);
-    let special = flag("special").unwrap_or(false);
-    let mut added = AddedToken::from(token.get("content")?.as_str()?, special);
-    added.single_word = flag("single_word").unwrap_or(false);
-    added.lstrip = flag("lstrip").unwrap_or(false);
-    added.rstrip = flag("rstrip").unwrap_or(false);
-    added.normalized = flag("normalized").unwrap_or(!special);
-    Some(added)
-}
-
 fn missing(dir: &Path) -> Error {
-    let others = ["tokenizer.model", "qwen.tiktoken", "spiece.model", "vocab.json", "tekken.json"];
+    let others = ["spiece.model", "vocab.json", "tekken.json"];
     let found: Vec<&str> = others.into_iter().filter(|name| dir.join(name).exists()).collect();
     let problem = if !dir.is_dir() {
         "no tokenizer: the directory does not exist".into()
     } else if found.is_empty() {
-        "no tokenizer: there is no tokenizer.json".into()
+        "no tokenizer: there is no tokenizer.json, tokenizer.model or qwen.tiktoken".into()
     } else {
         format!(
-            "no tokenizer: there is no tokenizer.json; {} is there, which is not supported yet",
+            "no tokenizer: there is no tokenizer.json, tokenizer.model or qwen.tiktoken; {} is there, which is not \
+             supported",
             found.join(" and ")
         )
     };

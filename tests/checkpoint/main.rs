@@ -3,6 +3,7 @@
 mod mutations;
 mod opens;
 mod refuses;
+mod torch;
 
 use std::fmt::Debug;
 use std::fs;

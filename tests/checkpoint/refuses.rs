@@ -203,11 +203,11 @@ fn a_directory_without_a_checkpoint_says_what_it_has() {
     #[track_caller]
     fn with(files: &[&str], parts: &[&str]) {
         let dir = directory(&files.iter().map(|name| (*name, &b"x"[..])).collect::<Vec<_>>());
-        let always = [dir.path().to_str().unwrap(), INDEX, "model.safetensors"];
+        let always = [dir.path().to_str().unwrap(), "pytorch_model.bin", "model.safetensors"];
         refused(Checkpoint::open(dir.path()), &[&always[..], parts].concat());
     }
     with(&[], &["empty"]);
-    with(&["config.json", "pytorch_model.bin"], &["pytorch_model.bin", "PyTorch", "not supported yet"]);
+    with(&["config.json", "model.ckpt"], &["model.ckpt", "PyTorch", "not supported yet"]);
     with(&["qwen-q4_k_m.gguf"], &["qwen-q4_k_m.gguf", "GGUF", "not supported yet"]);
     with(&["config.json", "tokenizer.json"], &["found config.json, tokenizer.json"]);
     with(&[SHARD_1, SHARD_2], &[SHARD_1, SHARD_2, "index"]);
@@ -221,7 +221,7 @@ fn a_path_that_is_no_checkpoint() {
     let open = |name: &str| Checkpoint::open(&dir.path().join(name));
     refused(open("absent"), &["absent", "cannot open", "No such file"]);
     refused(open("model.gguf"), &["model.gguf", "GGUF", "not supported yet"]);
-    refused(open("pytorch_model.bin"), &["pytorch_model.bin", "PyTorch", "not supported yet"]);
+    refused(open("pytorch_model.bin"), &["pytorch_model.bin", "2 bytes", "not a zip archive"]);
     refused(open(INDEX), &[INDEX, "directory"]);
     refused(Checkpoint::open(Path::new("/dev/null")), &["/dev/null", "not a regular file"]);
 

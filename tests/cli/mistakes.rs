@@ -11,7 +11,7 @@ fn wrong_usage_is_exit_code_2() {
         (&["--ram", "0"], &["--ram"]),
         (&["--ram", "-4GiB"], &["-4"]),
         (&["--chunk", "big"], &["--chunk"]),
-        (&["--device", "cuda"], &["cuda", "CPU only"]),
+        (&["--device", "tpu"], &["tpu", "cuda:0"]),
         (&["--reader", "mmap"], &["mmap", "uring, pread or buffered"]),
         (&["--threads", "0"], &["--threads", "at least 1"]),
         (&["--context", "0"], &["--context", "at least 1"]),
@@ -94,8 +94,8 @@ fn models_that_cannot_be_opened_are_refused_by_name() {
 
     let config = model.path().join("config.json");
     let whole = fs::read(&config).unwrap();
-    edit_json(&config, |config| config["hidden_act"] = "gelu".into());
-    fails(&mut run(&["hi"]), 1, &["config.json", "hidden_act", "gelu"]);
+    edit_json(&config, |config| config["hidden_act"] = "mish".into());
+    fails(&mut run(&["hi"]), 1, &["config.json", "hidden_act", "mish"]);
     fs::write(&config, "{").unwrap();
     fails(&mut run(&["hi"]), 1, &["config.json", "not valid JSON"]);
     fs::remove_file(&config).unwrap();

@@ -23,8 +23,10 @@ fn ids_are_those_of_the_reference() {
             let ids = case["ids"].to_string();
             let decoded = text(layerstream(["detokenize", "--ids", &ids]).arg(&dir));
             assert_eq!(decoded, case["decoded"].as_str().unwrap(), "{}: {line}", dir.display());
-            let plain = text(layerstream(["detokenize", "--skip-special", "--ids", &ids]).arg(&dir));
-            assert_eq!(plain, case["decoded_skip_special"].as_str().unwrap(), "{}: {line}", dir.display());
+            if let Some(expected) = case["decoded_skip_special"].as_str() {
+                let plain = text(layerstream(["detokenize", "--skip-special", "--ids", &ids]).arg(&dir));
+                assert_eq!(plain, expected, "{}: {line}", dir.display());
+            }
         }
     }
 }

@@ -89,8 +89,8 @@ impl Function for Gelu {
     #[inline(always)]
     fn of<V: F32x16>(x: V) -> V {
         let minus = V::zero().sub(x);
-        // Beyond 14 the tail is 0 in float32.
-        let t = V::splat(14.0).min(minus.max(x));
+        // At 15 the tail is 0 in float32.
+        let t = V::splat(15.0).min(minus.max(x));
         V::zero().max(x).sub(t.mul(normal_tail(t)))
     }
 }
@@ -99,7 +99,7 @@ impl Function for GeluTanh {
     /// (1 + tanh u) / 2 = 1 / (1 + e⁻²ᵘ)
     #[inline(always)]
     fn of<V: F32x16>(x: V) -> V {
-        const MINUS_TWICE: f32 = -1.595_769_1; // −2·√(2/π)
+        const MINUS_TWICE: f32 = (-2.0 * 0.797_884_560_802_865_4_f64) as f32; // −2·√(2/π)
         let cube = x.mul(x).mul(V::splat(0.044715)).mul(x);
         let u = x.add(cube).mul(V::splat(MINUS_TWICE));
         x.div(V::splat(1.0).add(exp(u)))

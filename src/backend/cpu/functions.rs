@@ -49,7 +49,7 @@ pub(super) fn tanh<V: F32x16>(x: V) -> V {
     t.div(t.add(V::splat(2.0)))
 }
 
-/// 1 − Φ(t), the upper tail of the normal distribution, for t from 0 to 14, within 1e-6 of its value.
+/// 1 − Φ(t), the upper tail of the normal distribution, for t from 0 to 14, within 1e-6 of its value; 0 at 15.
 ///
 /// e^(−t²/2) times a polynomial in s = 1 / (1 + t/4), which was fitted to (1 − Φ(t)) · e^(t²/2) / s on Chebyshev nodes.
 #[inline(always)]

@@ -33,6 +33,8 @@ pub(super) trait F32x16: Copy {
     fn load_f16(from: &[u8; 2 * LANES]) -> Self;
     /// Little-endian bfloat16, at any address.
     fn load_bf16(from: &[u8; 2 * LANES]) -> Self;
+    /// FP8 E4M3 (no infinities, one NaN of either sign), at any address.
+    fn load_e4m3(from: &[u8; LANES]) -> Self;
     fn store(self, to: &mut [f32; LANES]);
     fn add(self, b: Self) -> Self;
     fn sub(self, b: Self) -> Self;
@@ -193,6 +195,19 @@ impl F32x16 for Portable {
     #[inline(always)]
     fn load_bf16(from: &[u8; 2 * LANES]) -> Self {
         Portable(std::array::from_fn(|l| f32::from_le_bytes([0, 0, from[2 * l], from[2 * l + 1]])))
+    }
+
+    #[inline(always)]
+    fn load_e4m3(from: &[u8; LANES]) -> Self {
+        Portable(std::array::from_fn(|l| {
+            let (sign, exponent, mantissa) = (from[l] >> 7, from[l] >> 3 & 15, from[l] & 7);
+            let magnitude = match (exponent, mantissa) {
+                (15, 7) => f32::NAN,
+                (0, _) => f32::from(mantissa) / 512.0,
+                _ => f32::from_bits((u32::from(exponent) + 120) << 23 | u32::from(mantissa) << 20),
+            };
+            if sign == 1 { -magnitude } else { magnitude }
+        }))
     }
 
     #[inline(always)]

@@ -2,16 +2,16 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use super::dots::dots;
+use super::dots::scaled_dots;
 use super::isa::{F32x16, Isa, Kernel};
 use super::panel;
-use super::weights::{Bf16, Element, F16, F32, Float, Tile};
+use super::weights::{Element, Tile, with_element};
 use super::workers::Workers;
 
 /// Multiplications and additions that make a task worth handing out.
 const WORTHWHILE: usize = 1 << 16;
 /// Numbers that a thread computes before it copies them to where they belong.
-const BLOCK: usize = panel::ROWS * panel::TOKENS;
+pub(super) const BLOCK: usize = panel::ROWS * panel::TOKENS;
 /// Up to so many tokens, weights are used straight from where they lie, at most so many rows at a time: enough streams
 /// from memory and independent sums.
 const FEW: usize = 4;
@@ -52,7 +52,7 @@ impl Default for Finish<'_> {
 
 pub(super) struct Scratch {
     /// `[tokens, rows]` of the block being computed.
-    block: Vec<f32>,
+    pub(super) block: Vec<f32>,
     panel: panel::Scratch,
 }
 
@@ -66,7 +66,8 @@ impl Scratch {
 
 pub(super) fn matmul(isa: Isa, workers: &mut Workers, w: Tile<'_>, x: &[f32], out: Columns<'_>, finish: Finish<'_>) {
     let (rows, tokens) = (w.rows(), x.len() / w.k);
-    assert_eq!(w.bytes.len(), rows * w.row_bytes(), "whole rows of {} {:?}", w.k, w.float);
+    assert_eq!(w.bytes.len(), rows * w.row_bytes(), "whole rows of {} {}", w.k, w.encoding);
+    assert!(w.scales.is_some() || w.encoding.is_complete(), "{} needs factors", w.encoding);
     assert_eq!(x.len(), tokens * w.k, "whole rows of {} activations", w.k);
     assert!(finish.bias.is_none_or(|bias| bias.len() == rows), "a bias for every one of {rows} rows");
 
@@ -87,12 +88,16 @@ pub(super) fn matmul(isa: Isa, workers: &mut Workers, w: Tile<'_>, x: &[f32], ou
         let tokens = tokens_at_once.min(tokens - token);
         let Scratch { block, panel } = &mut scratch.matmul;
         let block = &mut block[..rows * tokens];
-        let bytes = &w.bytes[row * w.row_bytes()..(row + rows) * w.row_bytes()];
+        let w = w.part(row, rows);
         let x = &x[token * w.k..(token + tokens) * w.k];
-        isa.run(Block { w: Tile { bytes, ..w }, x, out: block, panel });
+        match tokens {
+            // No block of more rows than a panel has goes to the panel.
+            ..=FEW => isa.run(Few { w, x, out: block }),
+            _ => panel::multiply(isa, w, x, block, panel),
+        }
         if finish.normalise_rows {
-            for (r, bytes) in bytes.chunks_exact(w.row_bytes()).enumerate() {
-                let length = isa.run(Length(Tile { bytes, ..w }));
+            for r in 0..rows {
+                let length = isa.run(Length(w.part(r, 1)));
                 block.iter_mut().skip(r).step_by(rows).for_each(|sum| *sum /= length);
             }
         }
@@ -125,63 +130,61 @@ impl Kernel for Length<'_> {
 
     #[inline(always)]
     fn run<V: F32x16>(self) -> f32 {
-        let squares = match self.0.float {
-            Float::Bf16 => sum_of_squares::<V, Bf16>(self.0.bytes),
-            Float::F16 => sum_of_squares::<V, F16>(self.0.bytes),
-            Float::F32 => sum_of_squares::<V, F32>(self.0.bytes),
-        };
+        let squares = with_element!(self.0.encoding, E => sum_of_squares::<V, E>(self.0));
         squares.sqrt().max(1e-12)
     }
 }
 
 /// In the order of `dots`.
 #[inline(always)]
-fn sum_of_squares<V: F32x16, E: Element>(row: &[u8]) -> f32 {
-    let (chunks, rest) = E::chunks(row);
-    let mut lanes = V::zero();
-    for chunk in chunks {
-        let w = E::widen::<V>(chunk);
-        lanes = w.mul_add(w, lanes);
+fn sum_of_squares<V: F32x16, E: Element>(row: Tile<'_>) -> f32 {
+    let (chunks, rest) = E::chunks(row.bytes);
+    let factors = row.factors::<1>(0);
+    let mut sums = V::zero();
+    for (i, chunk) in chunks.iter().enumerate() {
+        let common = E::common::<V>(chunk);
+        for step in 0..E::STEPS {
+            let w = factors.apply::<V, E>(E::lanes(chunk, &common, step), 0, i * E::STEPS + step);
+            sums = w.mul_add(w, sums);
+        }
     }
-    let w = E::widen_part::<V>(rest);
-    w.mul_add(w, lanes).sum()
+    if !rest.is_empty() {
+        let w = factors.apply::<V, E>(E::lanes_part(rest), 0, chunks.len() * E::STEPS);
+        sums = w.mul_add(w, sums);
+    }
+    sums.sum()
 }
 
-struct Block<'a> {
+/// The product with at most [`FEW`] tokens.
+struct Few<'a> {
     w: Tile<'a>,
     x: &'a [f32],
     /// `[tokens, rows]`
     out: &'a mut [f32],
-    panel: &'a mut panel::Scratch,
 }
 
-impl Kernel for Block<'_> {
+impl Kernel for Few<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<V: F32x16>(self) {
-        match self.w.float {
-            Float::Bf16 => self.elements::<V, Bf16>(),
-            Float::F16 => self.elements::<V, F16>(),
-            Float::F32 => self.elements::<V, F32>(),
-        }
+        with_element!(self.w.encoding, E => self.elements::<V, E>())
     }
 }
 
-impl Block<'_> {
+impl Few<'_> {
     #[inline(always)]
     fn elements<V: F32x16, E: Element>(self) {
-        let Block { w, x, out, panel } = self;
+        let Few { w, x, out } = self;
         match x.len() / w.k {
             1 => few::<V, E, 4, 1>(w, [x], out),
             2 if V::WIDE => few::<V, E, 4, 2>(w, tokens(x, w.k), out),
             2 => few::<V, E, 2, 2>(w, tokens(x, w.k), out),
             3 if V::WIDE => few::<V, E, 4, 3>(w, tokens(x, w.k), out),
             3 => few::<V, E, 2, 3>(w, tokens(x, w.k), out),
-            4 if V::WIDE => few::<V, E, 4, 4>(w, tokens(x, w.k), out),
-            4 => few::<V, E, 1, 4>(w, tokens(x, w.k), out),
-            // More than FEW: so that no block of more rows than a panel has comes here.
-            _ => panel::multiply::<V, E>(w, x, out, panel),
+            FEW if V::WIDE => few::<V, E, 4, FEW>(w, tokens(x, w.k), out),
+            FEW => few::<V, E, 1, FEW>(w, tokens(x, w.k), out),
+            tokens => unreachable!("{tokens} tokens are not few"),
         }
     }
 }
@@ -197,11 +200,11 @@ fn few<V: F32x16, E: Element, const R: usize, const T: usize>(w: Tile<'_>, token
     let whole = rows - rows % R;
     for r in (0..whole).step_by(R) {
         let bytes = &w.bytes[r * w.row_bytes()..(r + R) * w.row_bytes()];
-        scatter(dots::<V, E, R, T>(bytes, tokens), &mut out[r..], rows);
+        scatter(scaled_dots::<V, E, R, T>(bytes, w.factors(r), tokens), &mut out[r..], rows);
     }
     for r in whole..rows {
         let bytes = &w.bytes[r * w.row_bytes()..(r + 1) * w.row_bytes()];
-        scatter(dots::<V, E, 1, T>(bytes, tokens), &mut out[r..], rows);
+        scatter(scaled_dots::<V, E, 1, T>(bytes, w.factors(r), tokens), &mut out[r..], rows);
     }
 }
 

@@ -16,8 +16,10 @@ mod matmul;
 mod norm;
 mod panel;
 mod rope;
+mod rotation;
 mod rows;
 mod run;
+mod transposed;
 mod weights;
 mod workers;
 
@@ -29,11 +31,13 @@ pub use norm::Norm;
 pub use rope::Rope;
 pub use rows::Runs;
 pub(crate) use run::CpuBackend;
-pub use weights::{Float, Tile};
+pub use transposed::Inputs;
+pub use weights::{Scales, Tile};
 
 use workers::Workers;
 
 use crate::Result;
+use crate::encoding::Encoding;
 
 /// How heads lie in rows of activations: `count × dim` numbers at the beginning of every `stride`.
 #[derive(Clone, Copy, Debug)]
@@ -95,6 +99,20 @@ impl Cpu {
         matmul::matmul(self.isa, &mut self.workers, w, x, out, finish);
     }
 
+    /// The same product with a tile of a matrix that is stored as its transpose, `[inputs, outputs]`: adds to every output
+    /// what the tile's inputs contribute. `out` begins at the matrix's first output. [`Mode::Store`] and `bias` are for the
+    /// first tile.
+    pub fn matmul_transposed(
+        &mut self,
+        w: Tile<'_>,
+        x: Inputs<'_>,
+        bias: Option<&[f32]>,
+        out: Columns<'_>,
+        mode: Mode,
+    ) {
+        transposed::matmul(self.isa, &mut self.workers, w, x, bias, out, mode);
+    }
+
     /// Normalises every row of `x`, `[tokens, width]`, into `out`, or adds the result to what is there.
     pub fn norm(&mut self, x: &[f32], width: usize, norm: Norm<'_>, out: &mut [f32], mode: Mode) {
         norm::rows(self.isa, &mut self.workers, x, width, norm, out, mode);
@@ -141,8 +159,8 @@ impl Cpu {
         activation::soft_cap(self.isa, &mut self.workers, x, cap);
     }
 
-    /// Widens `out.len()` elements (a row of the embedding, a norm's weight, a bias) to float32, exactly.
-    pub fn widen(&self, bytes: &[u8], float: Float, out: &mut [f32]) {
-        weights::widen(self.isa, bytes, float, out);
+    /// Decodes `out.len()` numbers (rows of the embedding, a norm's weight, a bias) to float32, exactly.
+    pub fn widen(&self, bytes: &[u8], encoding: Encoding, out: &mut [f32]) {
+        weights::widen(self.isa, bytes, encoding, out);
     }
 }

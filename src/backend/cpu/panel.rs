@@ -1,7 +1,7 @@
 //! The product for many tokens: the sums of `dots`, in the same order, arranged so that each number that is loaded is
 //! used several times.
 //!
-//! The weights of a stretch of k are widened once into a panel that stays in the second-level cache; a few tokens'
+//! The weights of a stretch of k are decoded once into a panel that stays in the second-level cache; a few tokens'
 //! activations for the same stretch stay in the first; `R × T` vectors of sums stay in registers while the stretch
 //! lasts, and in memory between stretches. (The shape is that of Goto and van de Geijn 2008, "Anatomy of
 //! high-performance matrix multiplication", except that sums are vectors along k.) Missing rows of the last group, and
@@ -9,8 +9,8 @@
 
 use std::ops::Range;
 
-use super::isa::{F32x16, LANES, Lanes};
-use super::weights::{Element, Tile};
+use super::isa::{F32x16, Isa, Kernel, LANES, Lanes};
+use super::weights::{Element, Factors, Tile, with_element};
 
 /// Most rows of a panel.
 pub(super) const ROWS: usize = 64;
@@ -22,7 +22,7 @@ const STRETCH: usize = 64;
 const GROUP: usize = 6;
 
 pub(super) struct Scratch {
-    /// Widened weights, `[row group][stretch][row of the group]`.
+    /// Decoded weights, `[row group][stretch][row of the group]`.
     rows: Vec<Lanes>,
     /// Activations, `[stretch][token of the group]`.
     tokens: Vec<Lanes>,
@@ -40,44 +40,109 @@ impl Scratch {
 }
 
 /// `out[t, r] = Σₖ w[r, k] · x[t, k]`, with `out` as `[tokens, rows]`; at most [`ROWS`] rows and [`TOKENS`] tokens.
-#[inline(always)]
-pub(super) fn multiply<V: F32x16, E: Element>(w: Tile<'_>, x: &[f32], out: &mut [f32], scratch: &mut Scratch) {
-    if V::WIDE {
-        by_groups::<V, E, 4>(w, x, out, scratch, GROUP);
-    } else {
-        by_groups::<V, E, 2>(w, x, out, scratch, GROUP / 2);
+pub(super) fn multiply(isa: Isa, w: Tile<'_>, x: &[f32], out: &mut [f32], scratch: &mut Scratch) {
+    let Scratch { rows: panel, tokens, sums } = scratch;
+    for start in (0..w.k).step_by(STRETCH * LANES) {
+        let k = start..w.k.min(start + STRETCH * LANES);
+        isa.run(Decode { w, k: k.clone(), panel });
+        isa.run(Multiply { panel, rows: w.rows(), k, row_len: w.k, x, out, tokens, sums });
     }
 }
 
-#[inline(always)]
-fn by_groups<V: F32x16, E: Element, const R: usize>(
-    w: Tile<'_>,
-    x: &[f32],
-    out: &mut [f32],
-    scratch: &mut Scratch,
-    group: usize,
-) {
-    let rows = w.rows();
-    let padded_rows = rows.next_multiple_of(R);
-    let element = w.float.size();
-    for start in (0..w.k).step_by(STRETCH * LANES) {
-        let end = w.k.min(start + STRETCH * LANES);
-        let steps = (end - start).div_ceil(LANES);
-        let panel = &mut scratch.rows[..padded_rows * steps];
-        for (g, panel) in panel.chunks_exact_mut(R * steps).enumerate() {
-            for r in 0..R {
-                let row = w.bytes.chunks_exact(w.row_bytes()).nth(g * R + r);
-                let part = row.map_or(&[][..], |row| &row[start * element..end * element]);
-                widen_row::<V, E, R>(part, &mut panel[r..]);
+/// Rows in registers at once.
+const fn group_rows<V: F32x16>() -> usize {
+    if V::WIDE { 4 } else { 2 }
+}
+
+/// Decodes a stretch of all rows into the panel. (A kernel of its own, so that the product exists once for all encodings.)
+struct Decode<'a> {
+    w: Tile<'a>,
+    k: Range<usize>,
+    panel: &'a mut [Lanes],
+}
+
+impl Kernel for Decode<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: F32x16>(self) {
+        with_element!(self.w.encoding, E => self.elements::<V, E>())
+    }
+}
+
+impl Decode<'_> {
+    #[inline(always)]
+    fn elements<V: F32x16, E: Element>(self) {
+        let Decode { w, k, panel } = self;
+        let (rows, group) = (w.rows(), group_rows::<V>());
+        let steps = k.len().div_ceil(LANES);
+        let part = w.encoding.bytes(k.start)..w.encoding.bytes(k.end);
+        for r in 0..rows.next_multiple_of(group) {
+            let places = &mut panel[r / group * group * steps..][..group * steps];
+            let places = places[r % group..].iter_mut().step_by(group);
+            match w.bytes.chunks_exact(w.row_bytes()).nth(r) {
+                Some(row) => decode_row::<V, E>(&row[part.clone()], w.factors(r), k.start / LANES, places),
+                None => places.for_each(|place| place.0 = [0.0; LANES]),
             }
         }
-        let stretch = Stretch { panel, steps, k: start..end, row_len: w.k, rows };
-        let mut next = x.chunks(group * w.k).skip(1);
-        let groups = x.chunks(group * w.k).zip(out.chunks_mut(group * rows));
-        for ((x, out), sums) in groups.zip(scratch.sums.chunks_mut(group * padded_rows)) {
-            let tokens = &mut scratch.tokens;
+    }
+}
+
+/// Decodes one row's part of a stretch, which begins with vector number `first` of the row, into its places.
+#[inline(always)]
+fn decode_row<'p, V: F32x16, E: Element>(
+    bytes: &[u8],
+    factors: Factors<'_, 1>,
+    first: usize,
+    mut places: impl Iterator<Item = &'p mut Lanes>,
+) {
+    let (chunks, rest) = E::chunks(bytes);
+    let mut at = first;
+    for chunk in chunks {
+        let common = E::common::<V>(chunk);
+        for (step, place) in (0..E::STEPS).zip(&mut places) {
+            factors.apply::<V, E>(E::lanes(chunk, &common, step), 0, at).store(&mut place.0);
+            at += 1;
+        }
+    }
+    for place in places {
+        factors.apply::<V, E>(E::lanes_part(rest), 0, at).store(&mut place.0);
+    }
+}
+
+/// Multiplies the panel of a stretch with all tokens.
+struct Multiply<'a> {
+    panel: &'a [Lanes],
+    rows: usize,
+    k: Range<usize>,
+    row_len: usize,
+    x: &'a [f32],
+    out: &'a mut [f32],
+    tokens: &'a mut [Lanes],
+    sums: &'a mut [Lanes],
+}
+
+impl Kernel for Multiply<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: F32x16>(self) {
+        if V::WIDE { self.by_groups::<V, 4>(GROUP) } else { self.by_groups::<V, 2>(GROUP / 2) }
+    }
+}
+
+impl Multiply<'_> {
+    #[inline(always)]
+    fn by_groups<V: F32x16, const R: usize>(self, group: usize) {
+        let Multiply { panel, rows, k, row_len, x, out, tokens, sums } = self;
+        let steps = k.len().div_ceil(LANES);
+        let padded_rows = rows.next_multiple_of(R);
+        let stretch = Stretch { panel: &panel[..padded_rows * steps], steps, k, row_len, rows };
+        let mut next = x.chunks(group * row_len).skip(1);
+        let groups = x.chunks(group * row_len).zip(out.chunks_mut(group * rows));
+        for ((x, out), sums) in groups.zip(sums.chunks_mut(group * padded_rows)) {
             let next = next.next().unwrap_or(&[]);
-            match x.len() / w.k {
+            match x.len() / row_len {
                 1 => stretch.multiply::<V, R, 1>(x, next, tokens, sums, out),
                 2 => stretch.multiply::<V, R, 2>(x, next, tokens, sums, out),
                 3 => stretch.multiply::<V, R, 3>(x, next, tokens, sums, out),
@@ -90,21 +155,9 @@ fn by_groups<V: F32x16, E: Element, const R: usize>(
     }
 }
 
-/// Widens one row's part of a stretch into every `R`-th place of its group's panel, from the first on.
-#[inline(always)]
-fn widen_row<V: F32x16, E: Element, const R: usize>(bytes: &[u8], places: &mut [Lanes]) {
-    let (chunks, rest) = E::chunks(bytes);
-    let mut places = places.iter_mut().step_by(R);
-    for (chunk, place) in chunks.iter().zip(&mut places) {
-        E::widen::<V>(chunk).store(&mut place.0);
-    }
-    for place in places {
-        E::widen_part::<V>(rest).store(&mut place.0);
-    }
-}
-
-/// One stretch of k, widened.
+/// One stretch of k, decoded.
 struct Stretch<'a> {
+    /// `[row group][step][row of the group]`
     panel: &'a [Lanes],
     /// Vectors in the stretch.
     steps: usize,

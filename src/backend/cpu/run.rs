@@ -3,10 +3,12 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{Attention, Columns, Cpu, Finish, Float, Heads, Mode, Norm, Runs, Sequence};
+use super::rotation::{Rotation, TurnedKeys};
+use super::{Attention, Columns, Cpu, Finish, Heads, Inputs, Mode, Norm, Runs, Scales, Sequence};
 use crate::backend::Backend;
 use crate::checkpoint::Tensor;
 use crate::disk::gather::Gather;
+use crate::encoding::Encoding;
 use crate::error::Result;
 use crate::kv::KvCache;
 use crate::pass::{Segment, with_rows};
@@ -25,6 +27,7 @@ pub(crate) struct CpuBackend {
     kv: KvCache,
     /// In the order of [`Program::ropes`].
     rotations: Vec<Rotation>,
+    turned: TurnedKeys,
     /// A number for each row, where a step scales rows.
     factors: Vec<f32>,
     /// Embedding rows as they lie on disk, before they become float32.
@@ -46,6 +49,7 @@ impl CpuBackend {
             buffers: program.buffers.iter().enumerate().map(|(i, width)| vec![0.0; width * rows(i)]).collect(),
             kv: KvCache::new(&program.kv, plan.context, plan.sequences),
             rotations: program.ropes.iter().map(|rope| Rotation::new(rope.rotary_dim() / 2, plan.rows)).collect(),
+            turned: TurnedKeys::new(program.turned_keys(plan.context)),
             factors: Vec::with_capacity(plan.rows),
             staging: vec![0; program.embedding.row_bytes() * plan.rows],
             rows: 0,
@@ -60,6 +64,7 @@ impl Backend for CpuBackend {
         for (rotation, rope) in self.rotations.iter_mut().zip(&self.program.ropes) {
             rotation.fill(rope, segments);
         }
+        self.turned.forget_angles();
         self.rows = segments.iter().map(|segment| segment.tokens.len()).sum();
         Ok(())
     }
@@ -75,7 +80,7 @@ impl Backend for CpuBackend {
             Step::Embed { output, scale } => {
                 let table = &program.embedding;
                 let out = &mut self.buffers[output.0][..rows * table.cols];
-                self.cpu.widen(&self.staging[..rows * table.row_bytes()], float(&table.tensor), out);
+                self.cpu.widen(&self.staging[..rows * table.row_bytes()], table.encoding, out);
                 if scale != 1.0 {
                     out.iter_mut().for_each(|x| *x *= scale);
                 }
@@ -139,23 +144,43 @@ impl Backend for CpuBackend {
         if self.rows > 0 {
             let weight = &self.program.matrices[product.matrix.0];
             let [x, out] = pair(&mut self.buffers, product.input, product.output);
-            let w = super::Tile { bytes: &bytes, float: float(&weight.tensor), k: weight.cols };
-            let finish = Finish {
-                bias: product.bias.map(|bias| &self.vectors[bias.0][tile.rows.clone()]),
-                scale: product.scale,
-                normalise_rows: product.normalise_rows,
-                mode: mode(product.add),
-            };
+            let x = &x[..self.rows * weight.cols];
             let stride = self.program.buffers[product.output.0];
             let data = &mut out[..self.rows * stride];
-            let columns = Columns { data, stride, first: product.first + tile.rows.start };
-            self.cpu.matmul(w, &x[..self.rows * weight.cols], columns, finish);
+            let bias = product.bias.map(|bias| self.vectors[bias.0].as_slice());
+            let first = tile.rows.start;
+            let scales = weight.scales.map(|scales| Scales {
+                values: &self.vectors[scales.vector.0],
+                row_block: scales.row_block,
+                col_block: scales.col_block,
+                first_row: weight.first_row + first,
+            });
+            let w = super::Tile { bytes: &bytes, encoding: weight.encoding, k: weight.stored_cols(), scales };
+            if weight.tensor.transposed {
+                let x = Inputs { data: x, stride: weight.cols, first };
+                let columns = Columns { data, stride, first: product.first };
+                let mode = mode(product.add || first > 0);
+                self.cpu.matmul_transposed(w, x, bias.filter(|_| first == 0), columns, mode);
+            } else {
+                let finish = Finish {
+                    bias: bias.map(|bias| &bias[tile.rows.clone()]),
+                    scale: product.scale,
+                    normalise_rows: product.normalise_rows,
+                    mode: mode(product.add),
+                };
+                let columns = Columns { data, stride, first: product.first + first };
+                self.cpu.matmul(w, x, columns, finish);
+            }
         }
         Ok(())
     }
 
-    fn finish(&mut self, _feed: &mut Conveyor) -> Result<&mut [f32]> {
-        Ok(&mut self.buffers[self.program.logits.0][..self.rows * self.program.vocab])
+    fn finish(&mut self, _feed: &mut Conveyor) -> Result<()> {
+        Ok(())
+    }
+
+    fn logits(&mut self) -> &mut [f32] {
+        &mut self.buffers[self.program.logits.0][..self.rows * self.program.vocab]
     }
 
     fn abandon(&mut self, feed: &mut Conveyor) {
@@ -201,12 +226,22 @@ impl CpuBackend {
             sinks: attention.sinks.map(|sinks| self.vectors[sinks.0].as_slice()),
             slopes: attention.slopes.as_deref(),
         };
+        let [q, out] = pair(&mut self.buffers, queries, output);
+        if let Some(rope) = attention.turn_keys {
+            for (segment, rows) in with_rows(segments) {
+                let (keys, values) = self.kv.get(layer, segment.sequence);
+                let heads = Heads { count: kv_heads, dim: key_dim, stride: key_dim };
+                let keys = self.turned.turn(&mut self.cpu, &program.ropes[rope.0], segment, heads, keys);
+                let sequence = Sequence { rows, start: segment.start, keys, values };
+                self.cpu.attention(q, &[sequence], shape, out);
+            }
+            return;
+        }
         let sequence = |(segment, rows): (&Segment, Range<usize>)| {
             let (keys, values) = self.kv.get(layer, segment.sequence);
             Sequence { rows, start: segment.start, keys, values }
         };
         let sequences: Vec<_> = with_rows(segments).map(sequence).collect();
-        let [q, out] = pair(&mut self.buffers, queries, output);
         self.cpu.attention(q, &sequences, shape, out);
     }
 
@@ -241,47 +276,9 @@ fn mode(add: bool) -> Mode {
     if add { Mode::Add } else { Mode::Store }
 }
 
-/// The element type of weights, which the family has checked.
-fn float(tensor: &Tensor) -> Float {
-    Float::from_dtype(tensor.dtype).expect("families take only types that can be multiplied")
-}
-
 /// Two different buffers, both to be used at once.
 fn pair(buffers: &mut [Vec<f32>], a: Buffer, b: Buffer) -> [&mut Vec<f32>; 2] {
     buffers.get_disjoint_mut([a.0, b.0]).expect("a step reads and writes different buffers")
-}
-
-/// Cosines and sines for the tokens of a pass, each `[rows, pairs]`.
-struct Rotation {
-    pairs: usize,
-    cos: Vec<f32>,
-    sin: Vec<f32>,
-}
-
-impl Rotation {
-    fn new(pairs: usize, rows: usize) -> Rotation {
-        Rotation { pairs, cos: vec![0.0; pairs * rows], sin: vec![0.0; pairs * rows] }
-    }
-
-    /// The angle is a product in float32, as in the reference implementation; its functions are exact.
-    fn fill(&mut self, rope: &program::Rope, segments: &[Segment]) {
-        let mut rows = self.cos.chunks_exact_mut(self.pairs).zip(self.sin.chunks_exact_mut(self.pairs));
-        for segment in segments {
-            let inv_freq = rope.inv_freq(segment.prompt, segment.length);
-            for (position, (cos, sin)) in segment.positions().zip(&mut rows) {
-                for ((cos, sin), freq) in cos.iter_mut().zip(sin).zip(inv_freq.iter()) {
-                    let angle = (position as f32 * freq) as f64;
-                    *cos = angle.cos() as f32 * rope.attention_factor;
-                    *sin = angle.sin() as f32 * rope.attention_factor;
-                }
-            }
-        }
-    }
-
-    fn tables(&self, rows: usize) -> (&[f32], &[f32]) {
-        let len = rows * self.pairs;
-        (&self.cos[..len], &self.sin[..len])
-    }
 }
 
 /// Norms and biases as float32.
@@ -290,8 +287,9 @@ fn read_vectors(cpu: &Cpu, gather: &Gather, tensors: &[Tensor]) -> Result<Vec<Ve
     let mut reads: Vec<_> = tensors.iter().zip(&mut bytes).map(|(t, to)| (t.span, to.as_mut_slice())).collect();
     gather.read_at(&mut reads)?;
     let widen = |(tensor, bytes): (&Tensor, Vec<u8>)| {
-        let mut values = vec![0.0; bytes.len() / tensor.dtype.size()];
-        cpu.widen(&bytes, float(tensor), &mut values);
+        let encoding = Encoding::of(tensor.dtype).expect("families take only types that can be decoded");
+        let mut values = vec![0.0; tensor.shape.iter().product()];
+        cpu.widen(&bytes, encoding, &mut values);
         values
     };
     Ok(tensors.iter().zip(bytes).map(widen).collect())

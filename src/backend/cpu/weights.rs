@@ -1,48 +1,34 @@
-//! Weights as they lie in the checkpoint: little-endian bytes at any address, widened to float32 sixteen at a time.
-//! Each of the three widenings is exact.
+//! Weights as they lie in the checkpoint: little-endian bytes at any address, decoded to float32 sixteen at a time, with
+//! the bits that decoding the whole matrix beforehand would give.
 
 use super::isa::{F32x16, Isa, Kernel, LANES};
-use crate::checkpoint::Dtype;
-
-/// The element types that matrices may have here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Float {
-    Bf16,
-    F16,
-    F32,
-}
-
-impl Float {
-    /// `None` for the types this backend does not multiply with.
-    pub fn from_dtype(dtype: Dtype) -> Option<Float> {
-        match dtype {
-            Dtype::Bf16 => Some(Float::Bf16),
-            Dtype::F16 => Some(Float::F16),
-            Dtype::F32 => Some(Float::F32),
-            _ => None,
-        }
-    }
-
-    /// Bytes per element.
-    pub fn size(self) -> usize {
-        match self {
-            Float::Bf16 | Float::F16 => 2,
-            Float::F32 => 4,
-        }
-    }
-}
+use crate::encoding::Encoding;
 
 /// A run of whole rows of a `[rows, k]` matrix.
 #[derive(Clone, Copy)]
 pub struct Tile<'a> {
-    /// `rows × k` elements, row after row, without padding, at any address.
+    /// The rows, one after another without padding, at any address.
     pub bytes: &'a [u8],
-    pub float: Float,
-    /// Elements in a row.
+    pub encoding: Encoding,
+    /// Numbers in a row.
     pub k: usize,
+    /// For an encoding that is not complete.
+    pub scales: Option<Scales<'a>>,
 }
 
-impl Tile<'_> {
+/// The factors that a matrix is multiplied by, one for each block of `row_block` × `col_block` numbers.
+#[derive(Clone, Copy)]
+pub struct Scales<'a> {
+    /// `[blocks of rows, blocks of columns]`, row-major, of the whole matrix.
+    pub values: &'a [f32],
+    pub row_block: usize,
+    /// A power of two, at least 16; or at least as many as the matrix has columns.
+    pub col_block: usize,
+    /// The row of the matrix that is the tile's first.
+    pub first_row: usize,
+}
+
+impl<'a> Tile<'a> {
     /// Rows in `bytes`.
     pub fn rows(&self) -> usize {
         self.bytes.len() / self.row_bytes()
@@ -50,72 +36,148 @@ impl Tile<'_> {
 
     /// Bytes of one row.
     pub fn row_bytes(&self) -> usize {
-        self.k * self.float.size()
+        self.encoding.bytes(self.k)
+    }
+
+    /// Some of the rows.
+    pub(super) fn part(self, first: usize, rows: usize) -> Tile<'a> {
+        let bytes = &self.bytes[first * self.row_bytes()..(first + rows) * self.row_bytes()];
+        let scales = self.scales.map(|scales| Scales { first_row: scales.first_row + first, ..scales });
+        Tile { bytes, scales, ..self }
+    }
+
+    /// The factors of `R` rows, from `first` on.
+    #[inline(always)]
+    pub(super) fn factors<const R: usize>(&self, first: usize) -> Factors<'a, R> {
+        let Some(scales) = self.scales else { return Factors::NONE };
+        let per_row = self.k.div_ceil(scales.col_block);
+        let mut rows: [&[f32]; R] = [&[]; R];
+        for (r, row) in rows.iter_mut().enumerate() {
+            let block = (scales.first_row + first + r) / scales.row_block;
+            *row = &scales.values[block * per_row..(block + 1) * per_row];
+        }
+        let shift = if per_row == 1 { usize::BITS - 1 } else { (scales.col_block / LANES).ilog2() };
+        Factors { rows, shift }
     }
 }
 
-/// An element type at compile time; [`Float`] is the same at run time.
-pub(super) trait Element {
-    /// The bytes of sixteen elements.
-    type Chunk: bytemuck::Pod;
-    fn widen<V: F32x16>(chunk: &Self::Chunk) -> V;
+/// The factors of `R` rows: that of the sixteen numbers from 16·i on is at `i >> shift`.
+#[derive(Clone, Copy)]
+pub(super) struct Factors<'a, const R: usize> {
+    rows: [&'a [f32]; R],
+    shift: u32,
+}
 
-    /// The whole chunks of some elements, and the bytes after them.
+impl<const R: usize> Factors<'_, R> {
+    pub const NONE: Self = Factors { rows: [&[]; R], shift: 0 };
+
+    /// `lanes`, which are sixteen numbers of row `r` from 16·`step` on, times their factor.
+    #[inline(always)]
+    pub fn apply<V: F32x16, E: Element>(&self, lanes: V, r: usize, step: usize) -> V {
+        if E::SCALED { lanes.mul(V::splat(self.rows[r][step >> self.shift])) } else { lanes }
+    }
+}
+
+/// An encoding at compile time; [`Encoding`] is the same at run time, and [`with_element`] joins them.
+pub(super) trait Element {
+    /// The bytes of a block: of sixteen numbers, or of a multiple of sixteen.
+    type Chunk: bytemuck::Pod;
+    /// Vectors of sixteen in a block. A row may end within a block of one only.
+    const STEPS: usize = 1;
+    /// Whether numbers are multiplied by a factor that lies elsewhere.
+    const SCALED: bool = false;
+    /// What the vectors of a block have in common.
+    type Common: Copy + Default;
+
+    fn common<V: F32x16>(chunk: &Self::Chunk) -> Self::Common;
+
+    /// The numbers of a block from 16·`step` on.
+    fn lanes<V: F32x16>(chunk: &Self::Chunk, common: &Self::Common, step: usize) -> V;
+
+    /// The whole chunks of some numbers, and the bytes after them.
     #[inline(always)]
     fn chunks(bytes: &[u8]) -> (&[Self::Chunk], &[u8]) {
         let (whole, rest) = bytes.split_at(bytes.len() - bytes.len() % size_of::<Self::Chunk>());
         (bytemuck::cast_slice(whole), rest)
     }
 
-    /// Fewer than sixteen elements, the missing ones as zero.
+    /// Fewer than sixteen numbers, the missing ones as zero.
     #[inline(always)]
-    fn widen_part<V: F32x16>(bytes: &[u8]) -> V {
+    fn lanes_part<V: F32x16>(bytes: &[u8]) -> V {
         let mut chunk: Self::Chunk = bytemuck::Zeroable::zeroed();
         bytemuck::bytes_of_mut(&mut chunk)[..bytes.len()].copy_from_slice(bytes);
-        Self::widen(&chunk)
+        Self::lanes(&chunk, &Self::common::<V>(&chunk), 0)
     }
 }
 
-pub(super) struct Bf16;
-pub(super) struct F16;
-pub(super) struct F32;
+/// Encodings whose numbers stand for themselves, each in as many bytes.
+macro_rules! plain {
+    ($($element:ident: $bytes:literal, $load:ident, $scaled:literal;)*) => {$(
+        pub(super) struct $element;
 
-impl Element for Bf16 {
-    type Chunk = [u8; 2 * LANES];
-    #[inline(always)]
-    fn widen<V: F32x16>(chunk: &Self::Chunk) -> V {
-        V::load_bf16(chunk)
-    }
+        impl Element for $element {
+            type Chunk = [u8; $bytes * LANES];
+            type Common = ();
+            const SCALED: bool = $scaled;
+
+            #[inline(always)]
+            fn common<V: F32x16>(_: &Self::Chunk) {}
+
+            #[inline(always)]
+            fn lanes<V: F32x16>(chunk: &Self::Chunk, _: &(), _: usize) -> V {
+                V::$load(chunk)
+            }
+        }
+    )*};
 }
 
-impl Element for F16 {
-    type Chunk = [u8; 2 * LANES];
-    #[inline(always)]
-    fn widen<V: F32x16>(chunk: &Self::Chunk) -> V {
-        V::load_f16(chunk)
-    }
+plain! {
+    F32: 4, load_f32, false;
+    F16: 2, load_f16, false;
+    Bf16: 2, load_bf16, false;
+    F8E4M3: 1, load_e4m3, true;
 }
 
-impl Element for F32 {
-    type Chunk = [u8; 4 * LANES];
-    #[inline(always)]
-    fn widen<V: F32x16>(chunk: &Self::Chunk) -> V {
-        V::load_f32(chunk)
-    }
+/// Evaluates an expression with `E` as the [`Element`] of an encoding.
+macro_rules! with_element {
+    ($encoding:expr, $e:ident => $body:expr) => {{
+        use crate::backend::cpu::weights as elements;
+        use crate::encoding::Encoding;
+        match $encoding {
+            Encoding::F32 => {
+                type $e = elements::F32;
+                $body
+            }
+            Encoding::F16 => {
+                type $e = elements::F16;
+                $body
+            }
+            Encoding::Bf16 => {
+                type $e = elements::Bf16;
+                $body
+            }
+            Encoding::F8E4M3 => {
+                type $e = elements::F8E4M3;
+                $body
+            }
+        }
+    }};
 }
+pub(super) use with_element;
 
-/// Widens `bytes` to float32: a row of the embedding, a norm's weight, a bias.
+/// Decodes whole rows, of an encoding that is complete: rows of the embedding, a norm's weight, a bias.
 ///
 /// # Panics
-/// If `bytes` does not hold exactly `out.len()` elements.
-pub(super) fn widen(isa: Isa, bytes: &[u8], float: Float, out: &mut [f32]) {
-    assert_eq!(bytes.len(), out.len() * float.size(), "bytes of {} elements", out.len());
-    isa.run(Widen { bytes, float, out });
+/// If `bytes` does not hold exactly `out.len()` numbers.
+pub(super) fn widen(isa: Isa, bytes: &[u8], encoding: Encoding, out: &mut [f32]) {
+    assert!(encoding.is_complete(), "{encoding} needs factors");
+    assert_eq!(bytes.len(), encoding.bytes(out.len()), "bytes of {} numbers", out.len());
+    isa.run(Widen { bytes, encoding, out });
 }
 
 struct Widen<'a> {
     bytes: &'a [u8],
-    float: Float,
+    encoding: Encoding,
     out: &'a mut [f32],
 }
 
@@ -123,11 +185,7 @@ impl Kernel for Widen<'_> {
     type Output = ();
     #[inline(always)]
     fn run<V: F32x16>(self) {
-        match self.float {
-            Float::Bf16 => widen_elements::<V, Bf16>(self.bytes, self.out),
-            Float::F16 => widen_elements::<V, F16>(self.bytes, self.out),
-            Float::F32 => widen_elements::<V, F32>(self.bytes, self.out),
-        }
+        with_element!(self.encoding, E => widen_elements::<V, E>(self.bytes, self.out))
     }
 }
 
@@ -135,8 +193,11 @@ impl Kernel for Widen<'_> {
 fn widen_elements<V: F32x16, E: Element>(bytes: &[u8], out: &mut [f32]) {
     let (chunks, rest) = E::chunks(bytes);
     let (out, out_rest) = out.as_chunks_mut::<LANES>();
-    for (chunk, out) in chunks.iter().zip(out) {
-        E::widen::<V>(chunk).store(out);
+    for (chunk, out) in chunks.iter().zip(out.chunks_exact_mut(E::STEPS)) {
+        let common = E::common::<V>(chunk);
+        for (step, out) in out.iter_mut().enumerate() {
+            E::lanes::<V>(chunk, &common, step).store(out);
+        }
     }
-    E::widen_part::<V>(rest).store_part(out_rest);
+    E::lanes_part::<V>(rest).store_part(out_rest);
 }

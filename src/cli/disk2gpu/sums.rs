@@ -49,7 +49,7 @@ mod tests {
 
     #[test]
     fn sums_of_pieces_make_the_sum_of_the_file() {
-        let bytes: Vec<u8> = (0..10_000u32).map(|i| (i * i >> 3) as u8).collect();
+        let bytes: Vec<u8> = (0..10_000u32).map(|i| ((i * i) >> 3) as u8).collect();
         let piece = |file, offset: usize, bytes| Piece { file, offset: offset as u64, len: 4096, bytes };
         // Two files that take turns.
         let pieces = [piece(0, 0, 4096), piece(1, 0, 100), piece(0, 4096, 4096), piece(0, 8192, 1808)];

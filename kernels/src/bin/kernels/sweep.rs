@@ -48,7 +48,8 @@ pub const MODELS: &[Model] = &[
             ("head", 128_256, 16384),
         ],
     },
-    // Its attention, q, o, k, v and experts are those of Llama 8B; what is left is the router and the head.
+    // Its attention, q, o, k, v and experts are those of Llama 8B; what is left is the router and the head, whose shapes
+    // also bring the choice of experts and the sum of what they made.
     Model { name: "Mixtral 8x7B", heads: 0, matrices: &[("router", 8, 4096), ("head", 32000, 4096)] },
 ];
 
@@ -78,13 +79,30 @@ fn shapes(model: &'static Model) -> Vec<(&'static str, String, Shape)> {
                 PREFILL_ROWS.iter().for_each(|&m| add("gemm_prefill", what, matrix(m, n, k, encoding)));
             }
         }
-        if what == "q, o" {
-            [1, 2048].iter().for_each(|&m| add("norm", "norm", matrix(m, 0, k, Encoding::Bf16)));
+        for m in [1, 2048] {
+            let plain = matrix(m, n, k, Encoding::Bf16);
+            match what {
+                "q, o" => add("norm", "norm", Shape { n: 0, ..plain }),
+                "gate, up" => add("mlp_glu", "SwiGLU", plain),
+                "router" => {
+                    add("moe_route", "routing", plain);
+                    add("moe_sum", "sum of experts", plain);
+                }
+                _ => {}
+            }
+        }
+        if what == "head" {
+            add("convert", "embedding", matrix(512, n, k, Encoding::Bf16));
+            // The larger models have the same vocabulary.
+            if k == 4096 {
+                add("sample_top_k", "argmax", matrix(1, n, 1, Encoding::Bf16));
+            }
         }
     }
     if model.heads > 0 {
         let attention =
             Shape { heads: model.heads, kv_heads: KV_HEADS, head_dim: HEAD_DIM, ..matrix(1, 0, 0, Encoding::Bf16) };
+        [1, 2048].iter().for_each(|&m| add("rope", "rope", Shape { m, ..attention }));
         for context in CONTEXTS {
             add("attention_decode", "attention", Shape { context, ..attention });
             add("attention_prefill", "attention", Shape { m: context, context, ..attention });

@@ -66,6 +66,11 @@ impl F32x16 for Zmm {
     }
 
     #[inline(always)]
+    fn load_e4m3(from: &[u8; LANES]) -> Self {
+        Zmm(simd!(_mm512_mul_ps(_mm512_cvtph_ps(e4m3_halves(from)), _mm512_set1_ps(256.0))))
+    }
+
+    #[inline(always)]
     fn store(self, to: &mut [f32; LANES]) {
         simd!(_mm512_storeu_ps(to.as_mut_ptr(), self.0))
     }
@@ -165,6 +170,16 @@ impl F32x16 for Ymm2 {
     }
 
     #[inline(always)]
+    fn load_e4m3(from: &[u8; LANES]) -> Self {
+        simd!({
+            let halves = e4m3_halves(from);
+            let (low, high) = (_mm256_castsi256_si128(halves), _mm256_extracti128_si256::<1>(halves));
+            let scale = _mm256_set1_ps(256.0);
+            Ymm2(_mm256_mul_ps(_mm256_cvtph_ps(low), scale), _mm256_mul_ps(_mm256_cvtph_ps(high), scale))
+        })
+    }
+
+    #[inline(always)]
     fn store(self, to: &mut [f32; LANES]) {
         let p = to.as_mut_ptr();
         simd!({
@@ -244,4 +259,19 @@ fn sum8(lanes: __m256) -> f32 {
     let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     let one = _mm_add_ss(two, _mm_movehdup_ps(two));
     _mm_cvtss_f32(one)
+}
+
+/// Sixteen E4M3 as float16, each 2⁻⁸ of its value: exponent and mantissa move to their places as they are, subnormals
+/// included, and only the bias of the exponent (7 for 15) is left to be made up for. The NaNs become NaNs.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn e4m3_halves(from: &[u8; LANES]) -> __m256i {
+    // SAFETY: an unaligned load inside the array.
+    let bytes = unsafe { _mm_loadu_si128(from.as_ptr().cast()) };
+    let wide = _mm256_cvtepu8_epi16(bytes);
+    let magnitude = _mm256_and_si256(wide, _mm256_set1_epi16(0x7f));
+    let sign = _mm256_slli_epi16::<8>(_mm256_andnot_si256(_mm256_set1_epi16(0x7f), wide));
+    let nan = _mm256_cmpeq_epi16(magnitude, _mm256_set1_epi16(0x7f));
+    let nan = _mm256_and_si256(nan, _mm256_set1_epi16(0x7e00));
+    _mm256_or_si256(_mm256_or_si256(sign, _mm256_slli_epi16::<7>(magnitude)), nan)
 }

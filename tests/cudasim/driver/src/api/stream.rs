@@ -1,4 +1,4 @@
-//! Streams and events: what is queued where, and what waits for what.
+//! Streams, which are queues of operations, and events, which are points in them.
 
 use std::ffi::{c_int, c_uint};
 

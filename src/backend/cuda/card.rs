@@ -1,0 +1,149 @@
+//! A GPU that is ready: its kernels loaded, and how much of its memory that took. The only place that launches.
+
+use std::collections::HashMap;
+use std::fmt;
+
+use layerstream_kernels::driver::{self, ErrorKind, Function, Gpu, Module, Stream};
+use layerstream_kernels::launch::Launch;
+
+use crate::error::{Error, Result};
+
+/// The oldest generation for which there are kernels: compute capability 7.5.
+const OLDEST: u32 = 75;
+
+/// Every kernel that steps may launch, by the file it is in. All are found at the start, so that the driver loads them then.
+const KERNELS: [(&str, &[&str]); 9] = [
+    ("gemm", &["gemm_f32_m8", "gemm_f32_m64", "gemm_f16_m8", "gemm_f16_m64", "gemm_bf16_m8", "gemm_bf16_m64"]),
+    (
+        "gemm_prefill",
+        &[
+            "gemm_prefill_f32_simt",
+            "gemm_prefill_f16",
+            "gemm_prefill_f16_simt",
+            "gemm_prefill_bf16",
+            "gemm_prefill_bf16_simt",
+        ],
+    ),
+    ("norm", &["rms_norm", "rms_norm_heads", "layer_norm", "layer_norm_heads"]),
+    ("rope", &["rope"]),
+    ("convert", &["convert"]),
+    (
+        "attention_prefill",
+        &[
+            "attention_prefill_bf16_128",
+            "attention_prefill_bf16_256",
+            "attention_prefill_f16_128",
+            "attention_prefill_f16_256",
+            "attention_prefill_simt",
+        ],
+    ),
+    (
+        "attention_decode",
+        &[
+            "attention_decode_bf16_128",
+            "attention_decode_bf16_256",
+            "attention_decode_f16_128",
+            "attention_decode_f16_256",
+            "attention_decode_simt",
+            "attention_combine",
+        ],
+    ),
+    ("mlp", &["glu"]),
+    ("sample", &["soft_cap"]),
+];
+
+impl From<driver::Error> for Error {
+    fn from(error: driver::Error) -> Error {
+        let advice = match error.kind() {
+            ErrorKind::NoDriver => "; install NVIDIA's driver, or compute on the processor (--device cpu)",
+            ErrorKind::DriverTooOld => "; update NVIDIA's driver, or compute on the processor (--device cpu)",
+            ErrorKind::NoDevice => "; `nvidia-smi -L` lists those there are, and CUDA_VISIBLE_DEVICES hides some",
+            ErrorKind::GpuTooOld => {
+                "; it needs compute capability 7.5 or later; compute on the processor (--device cpu)"
+            }
+            ErrorKind::OutOfMemory => {
+                "; another program may have taken it; give less (--vram, --ram), or end that program"
+            }
+            ErrorKind::Lost => "; the GPU is of no use to this process any more: start again, and look into dmesg",
+            ErrorKind::Other => "",
+        };
+        Error::Device(format!("{error}{advice}"))
+    }
+}
+
+/// A GPU with its kernels.
+pub struct Card {
+    functions: HashMap<&'static str, Function>,
+    name: String,
+    /// Bytes of its memory that are in use when this is made.
+    taken: u64,
+    free: u64,
+    pub gpu: Gpu,
+}
+
+impl fmt::Debug for Card {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)
+    }
+}
+
+impl Card {
+    /// Opens GPU `number` and loads the kernels.
+    ///
+    /// # Errors
+    /// [`Error::Device`]: no driver or one that is too old, no such GPU or one that is too old, no memory for the context.
+    pub fn open(number: u32) -> Result<Card> {
+        let gpu = Gpu::open(number)?;
+        let arch = gpu.arch()?;
+        let name = format!("{} (cuda:{number}, sm_{arch})", gpu.name()?);
+        if arch < OLDEST {
+            let (major, minor) = (arch / 10, arch % 10);
+            return Err(Error::Device(format!(
+                "{name} has compute capability {major}.{minor}, at least 7.5 is needed; compute on the processor \
+                 (--device cpu)"
+            )));
+        }
+        let mut functions = HashMap::new();
+        for (file, kernels) in KERNELS {
+            let image = layerstream_kernels::fatbins().find(|(name, _)| *name == file);
+            let (_, image) = image.expect("every file of kernels is embedded");
+            // SAFETY: what nvcc made, whole.
+            let module = unsafe { Module::load(&gpu, file, image) }?;
+            for kernel in kernels {
+                let function = module.function(kernel)?;
+                functions.insert(*kernel, function.expect("every kernel is in its file"));
+            }
+        }
+        let (free, total) = gpu.memory()?;
+        Ok(Card { functions, name, taken: (total - free) as u64, free: free as u64, gpu })
+    }
+
+    /// What to call it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Bytes of its memory that the context and the kernels take: all that is in use, since the driver does not say whose it
+    /// is. So it is too much where other programs use the GPU, and never too little.
+    pub fn context_bytes(&self) -> u64 {
+        self.taken
+    }
+
+    /// Bytes that are free beside it.
+    pub fn free_bytes(&self) -> u64 {
+        self.free
+    }
+
+    /// Queues a kernel.
+    ///
+    /// # Safety
+    /// `params` is the parameter struct of the kernel, and its addresses are valid for what the kernel does with them until
+    /// it has ended.
+    pub unsafe fn launch<P: Copy>(&self, stream: &Stream, launch: &Launch, params: &P) -> Result<()> {
+        let function = &self.functions[launch.kernel];
+        // SAFETY: a struct of params.h is plain data; padding is read as bytes that nobody interprets.
+        let bytes = unsafe { std::slice::from_raw_parts((&raw const *params).cast::<u8>(), size_of::<P>()) };
+        // SAFETY: the caller's promise.
+        unsafe { stream.launch(function, launch, bytes) }.map_err(Error::from)
+    }
+}

@@ -1,0 +1,186 @@
+//! Runs a program's steps on an NVIDIA GPU. The thread that walks the program queues work and hardly ever waits: tiles are
+//! copied on one stream ([`feed`]), kernels run on another ([`steps`]), and events order the two. Kernels are those of the
+//! package layerstream-kernels, loaded and launched in [`card`] alone.
+//!
+//! All memory is taken when the backend is made: one allocation on the GPU, which the plan has laid out, and page-locked
+//! memory for what travels: the conveyor's ring and tiles, the arrays of a pass, logits, and the KV cache where it does not
+//! fit on the GPU.
+
+mod card;
+mod feed;
+mod kv;
+mod notes;
+mod ring;
+mod staging;
+mod steps;
+mod traps;
+
+use std::sync::Arc;
+
+use layerstream_kernels::driver::{Event, Memory, Stream};
+
+use crate::backend::Backend;
+use crate::disk::gather::Gather;
+use crate::error::Result;
+use crate::pass::Segment;
+use crate::plan::device::Layout;
+use crate::plan::{Plan, Tile};
+use crate::program::{Product, Program, Step};
+use crate::stream::Conveyor;
+
+pub use card::Card;
+pub use steps::unsupported;
+
+use feed::Feed;
+use kv::KvStream;
+use notes::Batch;
+use staging::{Registered, Staging};
+use steps::Steps;
+use traps::Trap;
+
+/// A GPU, with the memory of one plan. Fields are dropped in this order: what uses memory before the memory.
+pub(crate) struct CudaBackend {
+    feed: Feed,
+    steps: Steps,
+    kv: KvStream,
+    compute: Stream,
+    /// The last thing that a pass queues.
+    done: Event,
+    /// Which tile of the pass comes next.
+    tile: usize,
+    batch: Batch,
+    program: Arc<Program>,
+    layout: Layout,
+    context: usize,
+    staging: Staging,
+    /// The conveyor's memory.
+    _registered: Vec<Registered>,
+    memory: Memory,
+    card: Arc<Card>,
+}
+
+impl CudaBackend {
+    /// Takes all memory, page-locks that of the conveyor, and brings the small weights.
+    ///
+    /// # Errors
+    /// [`Error::Device`](crate::Error::Device) for memory that is not there, a read of weights that fails.
+    pub fn new(
+        card: Arc<Card>,
+        program: Arc<Program>,
+        plan: &Plan,
+        gather: &Gather,
+        conveyor: &Conveyor,
+    ) -> Result<CudaBackend> {
+        let gpu = &card.gpu;
+        gpu.make_current()?;
+        let planned = plan.gpu.as_ref().expect("a plan for a GPU");
+        let layout = planned.layout.clone();
+        let mut memory = Memory::new(gpu, planned.allocation())?;
+        let base = memory.address();
+        for (tensor, at) in program.vectors.iter().zip(&layout.vectors) {
+            let mut bytes = vec![0; tensor.span.len as usize];
+            gather.read_at(&mut [(tensor.span, bytes.as_mut_slice())])?;
+            memory.upload(*at, &bytes)?;
+        }
+        for step in &program.steps {
+            if let Step::Attend { layer, attention, .. } = step
+                && let (Some(slopes), Some(at)) = (&attention.slopes, layout.slopes[*layer])
+            {
+                memory.upload(at, bytemuck::cast_slice(slopes))?;
+            }
+        }
+        let registered = conveyor.memory().iter().filter(|mapping| mapping.range().1 > 0);
+        let registered = registered.map(|mapping| Registered::new(gpu, mapping)).collect::<Result<_>>()?;
+        let feed = Feed::new(gpu, plan.tiles.clone(), base + layout.len() as u64, planned.ring)?;
+        Ok(CudaBackend {
+            feed,
+            steps: Steps::new(&program, &layout, plan.sequences, base),
+            kv: KvStream::new(gpu, &program, plan, &layout, base)?,
+            compute: Stream::new(gpu)?,
+            done: Event::untimed(gpu)?,
+            tile: 0,
+            batch: Batch::default(),
+            staging: Staging::new(gpu, &program, plan, &layout)?,
+            _registered: registered,
+            context: plan.context,
+            program,
+            layout,
+            memory,
+            card,
+        })
+    }
+}
+
+impl Backend for CudaBackend {
+    fn begin(&mut self, segments: &[Segment]) -> Result<()> {
+        self.card.gpu.make_current()?;
+        self.tile = 0;
+        let notes = &self.layout.notes;
+        self.batch = Batch::write(&self.program, notes, self.context, segments, self.staging.notes());
+        self.steps.begin();
+        self.kv.begin(segments, self.feed.copies())?;
+        let to = self.memory.address() + self.layout.notes_at as u64;
+        self.staging.upload_notes(&self.compute, to)
+    }
+
+    fn staging(&mut self) -> &mut [u8] {
+        self.staging.embedding()
+    }
+
+    fn run(&mut self, step: &Step, _: &[Segment]) -> Result<()> {
+        match step {
+            Step::Embed { .. } => {
+                let to = self.memory.address() + self.layout.embedding as u64;
+                let bytes = self.batch.rows * self.program.embedding.row_bytes();
+                self.staging.upload_embedding(&self.compute, to, bytes)?;
+            }
+            Step::Append { layer, .. } => self.kv.before_append(*layer, &self.compute, self.feed.copies())?,
+            _ => {}
+        }
+        self.steps.run(&self.card, &self.compute, &self.program, &self.batch, step)?;
+        match step {
+            Step::Append { layer, .. } => self.kv.after_append(*layer, &self.compute),
+            Step::Attend { layer, .. } => self.kv.after_attend(*layer, &self.compute),
+            _ => Ok(()),
+        }
+    }
+
+    fn multiply(&mut self, product: &Product, tile: &Tile, conveyor: &mut Conveyor) -> Result<()> {
+        let on_gpu = self.feed.next(self.tile, &self.compute, conveyor)?;
+        self.steps.multiply(&self.card, &self.compute, &self.program, &self.batch, product, tile, on_gpu.address)?;
+        self.feed.used(&on_gpu, &self.compute)?;
+        self.tile += 1;
+        Ok(())
+    }
+
+    fn finish(&mut self, conveyor: &mut Conveyor) -> Result<()> {
+        let logits = self.steps.wide(self.program.logits);
+        let count = self.batch.selected * self.program.vocab;
+        self.staging.download_logits(&self.compute, logits, count)?;
+        self.compute.record(&self.done)?;
+        if !traps::set(Trap::LogitsNotWaited) {
+            self.feed.wait_for(&self.done, conveyor)?;
+        }
+        Ok(())
+    }
+
+    fn logits(&mut self) -> &mut [f32] {
+        self.staging.logits(self.batch.selected * self.program.vocab)
+    }
+
+    fn abandon(&mut self, conveyor: &mut Conveyor) {
+        // What is wrong with the device, the next pass finds.
+        let _ = self.feed.abandon(conveyor);
+        let _ = self.compute.synchronize();
+    }
+}
+
+impl Drop for CudaBackend {
+    /// Waits for what still uses the memory.
+    fn drop(&mut self) {
+        let _ = self.card.gpu.make_current();
+        if !traps::set(Trap::FreeWithoutWaiting) {
+            let _ = self.compute.synchronize();
+        }
+    }
+}

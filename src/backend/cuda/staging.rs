@@ -1,0 +1,101 @@
+//! Page-locked memory: what travels between the host and the GPU beside weights.
+
+use std::sync::Arc;
+
+use layerstream_kernels::driver::{Gpu, Pinned, Stream};
+
+use crate::disk::memory::{Mapping, Region};
+use crate::error::Result;
+use crate::plan::Plan;
+use crate::plan::device::Layout;
+use crate::program::Program;
+
+/// A mapping that is page-locked as long as this lives, and mapped at least as long.
+pub struct Registered {
+    _pinned: Pinned,
+    _mapping: Arc<Mapping>,
+}
+
+impl Registered {
+    pub fn new(gpu: &Gpu, mapping: &Arc<Mapping>) -> Result<Registered> {
+        let (address, len) = mapping.range();
+        // SAFETY: the mapping is kept, and fields are dropped in order.
+        let pinned = unsafe { Pinned::register(gpu, address, len) }?;
+        Ok(Registered { _pinned: pinned, _mapping: Arc::clone(mapping) })
+    }
+}
+
+/// Page-locked memory of this backend alone.
+pub struct Buffer {
+    _registered: Registered,
+    region: Region,
+}
+
+impl Buffer {
+    pub fn new(gpu: &Gpu, len: usize) -> Result<Buffer> {
+        let region = Mapping::map(len, true)?;
+        Ok(Buffer { _registered: Registered::new(gpu, region.mapping())?, region })
+    }
+
+    pub fn address(&mut self) -> *mut u8 {
+        self.region.as_mut_ptr()
+    }
+}
+
+/// The arrays of a pass, embedding rows, and logits, one after the other.
+pub struct Staging {
+    buffer: Buffer,
+    notes: usize,
+    embedding: usize,
+}
+
+impl Staging {
+    pub fn new(gpu: &Gpu, program: &Program, plan: &Plan, layout: &Layout) -> Result<Staging> {
+        let embedding = plan.rows * program.embedding.row_bytes();
+        // The embedding's rows may end anywhere; logits are float32.
+        let (notes, embedding) = (layout.notes.len, embedding.next_multiple_of(size_of::<f32>()));
+        let logits = plan.logit_rows * program.buffers[program.logits.0] * size_of::<f32>();
+        Ok(Staging { buffer: Buffer::new(gpu, notes + embedding + logits)?, notes, embedding })
+    }
+
+    /// Where the arrays of a pass are written. Nothing copies from there between passes.
+    pub fn notes(&mut self) -> &mut [u8] {
+        &mut self.buffer.region[..self.notes]
+    }
+
+    pub fn embedding(&mut self) -> &mut [u8] {
+        &mut self.buffer.region[self.notes..][..self.embedding]
+    }
+
+    /// Logits that have come.
+    pub fn logits(&mut self, count: usize) -> &mut [f32] {
+        let at = self.notes + self.embedding;
+        bytemuck::cast_slice_mut(&mut self.buffer.region[at..at + count * size_of::<f32>()])
+    }
+
+    pub fn upload_notes(&mut self, stream: &Stream, to: u64) -> Result<()> {
+        let len = self.notes;
+        self.upload(stream, to, 0, len)
+    }
+
+    pub fn upload_embedding(&mut self, stream: &Stream, to: u64, len: usize) -> Result<()> {
+        let from = self.notes;
+        self.upload(stream, to, from, len)
+    }
+
+    fn upload(&mut self, stream: &Stream, to: u64, from: usize, len: usize) -> Result<()> {
+        assert!(from + len <= self.buffer.region.len());
+        // SAFETY: page-locked, inside the buffer, and nobody writes there before the pass has ended, which the last event of
+        // the stream says. The plan has room for it on the GPU, which only this stream uses.
+        unsafe { stream.upload(to, self.buffer.address().add(from), len) }?;
+        Ok(())
+    }
+
+    pub fn download_logits(&mut self, stream: &Stream, from: u64, count: usize) -> Result<()> {
+        let (at, len) = (self.notes + self.embedding, count * size_of::<f32>());
+        assert!(at + len <= self.buffer.region.len());
+        // SAFETY: page-locked, inside the buffer, and nobody looks before the stream's last event has happened.
+        unsafe { stream.download(self.buffer.address().add(at), from, len) }?;
+        Ok(())
+    }
+}

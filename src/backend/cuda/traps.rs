@@ -1,0 +1,40 @@
+//! Faults that tests plant in this backend, to show that each would be noticed: an environment variable names one. Only in
+//! builds with the feature `traps`; in all others [`set`] is always false.
+
+/// What is left out, or done too early.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trap {
+    /// What multiplies does not wait for the copy of its tile.
+    UseBeforeCopy,
+    /// A copy does not wait until the tile that it overwrites was used.
+    OverwriteBeforeUse,
+    /// A tile's place in host memory is given back before its copy has happened.
+    HostFreedEarly,
+    /// Memory is freed without waiting for the copies into it.
+    DropWithoutWaiting,
+    /// Logits are read before they are there.
+    LogitsNotWaited,
+    /// A layer's keys and values are used before they have come.
+    KvUseBeforeCopy,
+    /// Keys and values of another layer overwrite what is still being read.
+    KvOverwriteBeforeUse,
+    /// The GPU's memory is freed while kernels may still use it.
+    FreeWithoutWaiting,
+    /// A pass that was not completed gives tiles back without waiting for their copies.
+    AbandonWithoutWaiting,
+}
+
+/// Whether this fault is planted.
+#[cfg(feature = "traps")]
+pub fn set(trap: Trap) -> bool {
+    use std::sync::LazyLock;
+
+    static PLANTED: LazyLock<Option<String>> = LazyLock::new(|| std::env::var("LAYERSTREAM_TRAP").ok());
+    PLANTED.as_deref().is_some_and(|name| name == format!("{trap:?}"))
+}
+
+/// Never.
+#[cfg(not(feature = "traps"))]
+pub fn set(_: Trap) -> bool {
+    false
+}

@@ -1,0 +1,211 @@
+//! The same weights under the names that other versions of a checkpoint have: not a bit may change.
+
+use std::fs;
+use std::path::Path;
+
+use layerstream::{GenerateOptions, Model, Options};
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::reference::{case, logits, prompts};
+
+/// A copy of a case whose tensors and configuration have been changed.
+fn rewritten(name: &str, rename: impl Fn(&str) -> String, configure: impl Fn(Value) -> Value) -> TempDir {
+    let (from, to) = (case(name), tempfile::tempdir().unwrap());
+    let bytes = fs::read(from.join("model.safetensors")).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let renamed: Vec<(String, TensorView)> =
+        tensors.tensors().into_iter().map(|(name, view)| (rename(&name), view)).collect();
+    fs::write(to.path().join("model.safetensors"), safetensors::serialize(renamed, None).unwrap()).unwrap();
+    let config = serde_json::from_slice(&fs::read(from.join("config.json")).unwrap()).unwrap();
+    fs::write(to.path().join("config.json"), configure(config).to_string()).unwrap();
+    to
+}
+
+/// Logits of the longest prompt, and what follows it.
+fn run(model: &Path, name: &str) -> (Vec<f32>, Vec<u32>) {
+    let prompt = &prompts(&case(name))[2];
+    let options = Options { ram: Some(64 << 20), context: Some(192), all_logits: true, ..Options::default() };
+    let mut model = Model::open(model, &options).unwrap();
+    let found = logits(&mut model, &prompt.ids);
+    let greedy = GenerateOptions { max_new_tokens: 12, ..GenerateOptions::default() };
+    let output = model.generate(vec![prompt.ids.clone()], &greedy).unwrap().outputs().unwrap().remove(0);
+    assert_eq!(output.ids, prompt.greedy, "{name}");
+    (found, output.ids)
+}
+
+fn same(config: Value) -> Value {
+    config
+}
+
+#[test]
+fn a_multimodal_checkpoint_has_its_text_part_under_either_name() {
+    let name = "gemma3_vl_wrapper";
+    let older = run(&case(name), name);
+    let newer = |tensor: &str| match tensor.strip_prefix("language_model.model.") {
+        Some(rest) => format!("model.language_model.{rest}"),
+        None => format!("model.{tensor}"),
+    };
+    assert!(run(rewritten(name, newer, same).path(), name) == older);
+    // The text part alone, as its own class saves it.
+    let alone = |tensor: &str| tensor.strip_prefix("language_model.").unwrap_or(tensor).to_string();
+    let text = |config: Value| {
+        let mut text = config["text_config"].clone();
+        text["architectures"] = json!(["Gemma3ForCausalLM"]);
+        text
+    };
+    assert!(run(rewritten(name, alone, text).path(), name) == older);
+}
+
+#[test]
+fn names_may_lack_the_root_that_the_whole_model_adds() {
+    for name in ["qwen1_ntk_logn", "starcoder2", "llama32_tied", "falcon"] {
+        let bare = |tensor: &str| tensor.trim_start_matches("model.").trim_start_matches("transformer.").to_string();
+        assert!(run(rewritten(name, bare, same).path(), name) == run(&case(name), name), "{name}");
+    }
+}
+
+/// A head of Falcon's case: 16 rows of 64 bfloat16 numbers.
+const HEAD: usize = 16 * 64 * 2;
+
+#[test]
+fn falcon_packs_heads_in_three_ways() {
+    let name = "falcon";
+    let original = run(&case(name), name);
+    let same_tensors = |_: &str, bytes: &[u8]| bytes.to_vec();
+    // One key head is one group of all queries, as the larger ones pack it.
+    let grouped = |mut config: Value| {
+        config["new_decoder_architecture"] = json!(true);
+        config["num_kv_heads"] = json!(1);
+        config["num_ln_in_parallel_attn"] = json!(1);
+        config
+    };
+    assert!(run(edited(name, same_tensors, &[], grouped).path(), name) == original);
+    // With a norm for attention and one for the MLP.
+    let two_norms = |config: Value| {
+        let mut config = grouped(config);
+        config["num_ln_in_parallel_attn"] = Value::Null;
+        config
+    };
+    let copies = [("input_layernorm", "ln_attn"), ("input_layernorm", "ln_mlp")];
+    assert!(run(edited(name, same_tensors, &copies, two_norms).path(), name) == original);
+    // A key head for every query head, each of them the same: [q, k, v] head by head.
+    let repeated = |tensor: &str, bytes: &[u8]| match tensor.ends_with("query_key_value.weight") {
+        true => (0..4).flat_map(|head| [&bytes[head * HEAD..][..HEAD], &bytes[4 * HEAD..]].concat()).collect(),
+        false => bytes.to_vec(),
+    };
+    let plain = |mut config: Value| {
+        config["multi_query"] = json!(false);
+        config
+    };
+    assert!(run(edited(name, repeated, &[], plain).path(), name) == original);
+}
+
+/// A copy of a case with other bytes in its matrices (whose rows follow), and copies of tensors under other names.
+fn edited(
+    name: &str,
+    edit: impl Fn(&str, &[u8]) -> Vec<u8>,
+    copies: &[(&str, &str)],
+    configure: impl Fn(Value) -> Value,
+) -> TempDir {
+    let (from, to) = (case(name), tempfile::tempdir().unwrap());
+    let bytes = fs::read(from.join("model.safetensors")).unwrap();
+    let mut tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
+    for (tensor, view) in SafeTensors::deserialize(&bytes).unwrap().tensors() {
+        let bytes = edit(&tensor, view.data());
+        let mut shape = view.shape().to_vec();
+        shape[0] = shape[0] * bytes.len() / view.data().len();
+        for (_, copy) in copies.iter().filter(|(part, _)| tensor.contains(part)) {
+            tensors.push((tensor.replace("input_layernorm", copy), view.dtype(), shape.clone(), bytes.clone()));
+        }
+        tensors.push((tensor, view.dtype(), shape, bytes));
+    }
+    let views = tensors
+        .iter()
+        .map(|(name, dtype, shape, bytes)| (name.clone(), TensorView::new(*dtype, shape.clone(), bytes).unwrap()));
+    fs::write(to.path().join("model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
+    let config = serde_json::from_slice(&fs::read(from.join("config.json")).unwrap()).unwrap();
+    fs::write(to.path().join("config.json"), configure(config).to_string()).unwrap();
+    to
+}
+
+#[test]
+fn newer_configurations_mean_the_same() {
+    // What each says about its rotation, in `rope_parameters`; keys that it replaces go.
+    let newer = |config: Value, parameters: Value, gone: &[&str]| {
+        let mut config = config;
+        let keys = config.as_object_mut().unwrap();
+        gone.iter().for_each(|key| drop(keys.shift_remove(*key)));
+        keys.insert("rope_parameters".into(), parameters);
+        config
+    };
+    let check = |name: &str, parameters: fn(&Value) -> Value, gone: &[&str]| {
+        let changed = rewritten(name, str::to_string, |config| {
+            let parameters = parameters(&config);
+            newer(config, parameters, gone)
+        });
+        assert!(run(changed.path(), name) == run(&case(name), name), "{name}");
+    };
+    check(
+        "phi4_mini",
+        |config| {
+            let mut parameters = config["rope_scaling"].clone();
+            for key in ["rope_theta", "partial_rotary_factor", "original_max_position_embeddings"] {
+                parameters[key] = config[key].clone();
+            }
+            parameters["rope_type"] = json!("longrope");
+            parameters
+        },
+        &["rope_scaling", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings"],
+    );
+    check(
+        "gpt_neox",
+        |_| json!({"rope_type": "default", "rope_theta": 10000, "partial_rotary_factor": 0.25}),
+        &["rotary_pct", "rotary_emb_base"],
+    );
+    check(
+        "glm4",
+        |_| json!({"rope_theta": 10000.0, "partial_rotary_factor": 0.5}),
+        &["rope_theta", "partial_rotary_factor"],
+    );
+    let name = "gemma3_vl_wrapper";
+    let changed = rewritten(name, str::to_string, |mut config| {
+        let text = config["text_config"].as_object_mut().unwrap();
+        for key in ["rope_theta", "rope_local_base_freq", "rope_scaling", "sliding_window_pattern"] {
+            text.shift_remove(key);
+        }
+        text.insert(
+            "rope_parameters".into(),
+            json!({
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000000.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}
+            }),
+        );
+        let types = ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"];
+        text.insert("layer_types".into(), json!(types));
+        config
+    });
+    assert!(run(changed.path(), name) == run(&case(name), name), "{name}");
+}
+
+#[test]
+fn the_first_configurations_of_qwen_mean_the_same() {
+    let name = "qwen1_ntk_logn";
+    let changed = rewritten(name, str::to_string, |mut config| {
+        let keys = config.as_object_mut().unwrap();
+        for (newer, older) in [
+            ("hidden_size", "n_embd"),
+            ("num_hidden_layers", "n_layer"),
+            ("num_attention_heads", "n_head"),
+            ("intermediate_size", "ffn_hidden_size"),
+            ("vocab_size", "padded_vocab_size"),
+        ] {
+            let value = keys.shift_remove(newer).unwrap();
+            keys.insert(older.into(), value);
+        }
+        config
+    });
+    assert!(run(changed.path(), name) == run(&case(name), name));
+}
