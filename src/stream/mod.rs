@@ -24,6 +24,7 @@ use crate::disk::memory::HUGE_PAGE;
 use crate::plan::Tier;
 
 pub use conveyor::{Conveyor, Tile};
+#[cfg(feature = "cli")]
 pub(crate) use worker::{Verdict, judge};
 
 /// A tile to be streamed: a run of bytes of one weight matrix.
