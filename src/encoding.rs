@@ -28,10 +28,13 @@ pub enum Encoding {
     Q5K,
     /// GGUF: blocks of 256 numbers of 6 bits, less 32, in runs of 16 with a scale of 8 bits each.
     Q6K,
+    /// E2M1, two in a byte, with an exponent for each 32 (MXFP4); only experts are stored like this, see
+    /// [`crate::program::Expert`].
+    Mxfp4,
 }
 
 impl Encoding {
-    pub const ALL: [Encoding; 9] = [
+    pub const ALL: [Encoding; 10] = [
         Encoding::F32,
         Encoding::F16,
         Encoding::Bf16,
@@ -41,6 +44,7 @@ impl Encoding {
         Encoding::Q4K,
         Encoding::Q5K,
         Encoding::Q6K,
+        Encoding::Mxfp4,
     ];
 
     /// What tensors of this type are made of; `None` for those that no matrix can be.
@@ -71,6 +75,8 @@ impl Encoding {
             Encoding::Q4K => Dtype::Q4K,
             Encoding::Q5K => Dtype::Q5K,
             Encoding::Q6K => Dtype::Q6K,
+            // No tensor says that it is made of these.
+            Encoding::Mxfp4 => return (32, 16),
         }
         .block()
     }
@@ -88,7 +94,7 @@ impl Encoding {
 
     /// Whether every number stands for itself, without a factor that is stored elsewhere.
     pub fn is_complete(self) -> bool {
-        self != Encoding::F8E4M3
+        !matches!(self, Encoding::F8E4M3 | Encoding::Mxfp4)
     }
 
     pub fn name(self) -> &'static str {
@@ -102,6 +108,7 @@ impl Encoding {
             Encoding::Q4K => "q4_k",
             Encoding::Q5K => "q5_k",
             Encoding::Q6K => "q6_k",
+            Encoding::Mxfp4 => "mxfp4",
         }
     }
 }

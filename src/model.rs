@@ -18,7 +18,7 @@ use crate::memory;
 use crate::pass::{Segment, Wanted};
 use crate::plan::{Plan, Request};
 use crate::program::Program;
-use crate::stream::StreamStats;
+use crate::stream::{DemandStats, StreamStats};
 use crate::text::{ChatInput, TextSide};
 
 /// How to open a model. The default takes half of the memory that is free.
@@ -210,6 +210,11 @@ impl Model {
     /// What the disk has delivered so far, and who waited for whom.
     pub fn stream_stats(&self) -> StreamStats {
         self.engine.stream_stats()
+    }
+
+    /// What was read of experts so far, and how much of it was still in memory, if the model has any.
+    pub fn expert_stats(&self) -> Option<DemandStats> {
+        self.engine.expert_stats()
     }
 
     /// The tokenizer and the chat template, if there are any.

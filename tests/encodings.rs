@@ -37,6 +37,13 @@ fn e4m3(byte: u8) -> f32 {
     if byte & 0x80 != 0 { -magnitude } else { magnitude }
 }
 
+/// One E2M1 by the definition of the format.
+fn e2m1(bits: u8) -> f32 {
+    let (exponent, mantissa) = (i32::from(bits >> 1 & 3), f32::from(bits & 1));
+    let magnitude = if exponent == 0 { mantissa / 2.0 } else { (1.0 + mantissa / 2.0) * 2f32.powi(exponent - 1) };
+    if bits & 8 != 0 { -magnitude } else { magnitude }
+}
+
 /// The numbers of some rows, before factors.
 fn decode(encoding: Encoding, bytes: &[u8]) -> Vec<f32> {
     match encoding {
@@ -49,6 +56,7 @@ fn decode(encoding: Encoding, bytes: &[u8]) -> Vec<f32> {
         Encoding::Q4K => bytes.chunks(144).flat_map(|block| q4_k_or_q5_k(block, None, &block[16..])).collect(),
         Encoding::Q5K => bytes.chunks(176).flat_map(|b| q4_k_or_q5_k(b, Some(&b[16..48]), &b[48..])).collect(),
         Encoding::Q6K => bytes.chunks(210).flat_map(q6_k).collect(),
+        Encoding::Mxfp4 => bytes.iter().flat_map(|b| [e2m1(b & 15), e2m1(b >> 4)]).collect(),
     }
 }
 
@@ -111,6 +119,7 @@ fn random_rows(encoding: Encoding, random: &mut Random, numbers: usize) -> Vec<u
         Encoding::Q8_0 | Encoding::Q4_0 => with_scales(random, encoding, numbers, &[0]),
         Encoding::Q4K | Encoding::Q5K => with_scales(random, encoding, numbers, &[0, 2]),
         Encoding::Q6K => with_scales(random, encoding, numbers, &[208]),
+        Encoding::Mxfp4 => random.bytes(numbers / 2),
     }
 }
 

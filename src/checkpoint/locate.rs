@@ -2,6 +2,7 @@
 //! what was looked for and what is there instead.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use super::gguf;
@@ -53,7 +54,13 @@ pub(super) enum Place {
 }
 
 pub(super) fn locate(path: &Path) -> Result<Place> {
-    let metadata = fs::metadata(path).map_err(Error::io(path, "open"))?;
+    let metadata = fs::metadata(path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => checkpoint_error(
+            path,
+            "does not exist: give a directory with a model, a .gguf file, or a repository of the Hub as org/name",
+        ),
+        _ => Error::io(path, "open")(error),
+    })?;
     if !metadata.is_dir() {
         return locate_file(path);
     }

@@ -8,22 +8,31 @@ mod builder;
 mod chatglm;
 mod cohere;
 mod config;
+mod deepseek;
+mod delta;
 mod dense;
 mod falcon;
 mod gemma;
 mod gguf;
 mod glm;
 mod gpt_neox;
+mod gpt_oss;
 mod granite;
 mod internlm;
+mod latent;
 mod llama;
+mod llama4;
 mod mistral;
+mod mixtral;
+mod moe;
 mod olmo2;
 mod phi3;
 mod quantization;
 mod qwen1;
 mod qwen2;
 mod qwen3;
+mod qwen3_next;
+mod qwen_moe;
 mod rope;
 mod starcoder2;
 
@@ -47,9 +56,14 @@ struct Family {
 const FAMILIES: &[Family] = &[
     llama::FAMILY,
     mistral::FAMILY,
+    mixtral::FAMILY,
     qwen1::FAMILY,
     qwen2::FAMILY,
     qwen3::FAMILY,
+    qwen_moe::QWEN2,
+    qwen_moe::QWEN3,
+    qwen3_next::QWEN3_NEXT,
+    qwen3_next::QWEN3_5,
     chatglm::FAMILY,
     glm::FAMILY,
     glm::GLM4,
@@ -59,7 +73,11 @@ const FAMILIES: &[Family] = &[
     gemma::FAMILY,
     gemma::GEMMA2,
     gemma::GEMMA3,
+    deepseek::V2,
+    deepseek::V3,
     phi3::FAMILY,
+    llama4::FAMILY,
+    gpt_oss::FAMILY,
     olmo2::FAMILY,
     cohere::FAMILY,
     cohere::COHERE2,

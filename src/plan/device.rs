@@ -6,7 +6,7 @@
 
 use crate::checkpoint::Dtype;
 use crate::encoding::Encoding;
-use crate::program::{Attention, Buffer, KvShape, Matrix, Program, Step};
+use crate::program::{Attention, Buffer, Experts, KvShape, Matrix, Program, Step};
 
 /// What everything starts at a multiple of, in bytes.
 pub const ALIGN: usize = 256;
@@ -221,6 +221,25 @@ fn workspace(program: &Program, size: Size) -> usize {
     program.steps.iter().map(layer).max().unwrap_or(0)
 }
 
+/// The buffers of steps that no kernel is chosen for yet.
+fn without_kernel(step: &Step) -> Vec<Buffer> {
+    match step {
+        Step::Route { logits, .. } => vec![*logits],
+        Step::Experts(experts) => {
+            let Experts { input, output, gathered, gate, up, made, .. } = *experts;
+            let packed = experts.packed.map(|(packed, _)| packed);
+            [input, output, gathered, gate, up, made].into_iter().chain(packed).collect()
+        }
+        Step::GateRows { gate, buffer } => vec![*gate, *buffer],
+        Step::Add { input, output } => vec![*input, *output],
+        Step::AppendShared { packed, shared, .. } => vec![*packed, *shared],
+        Step::Join { parts, output } => parts.iter().copied().chain([*output]).collect(),
+        Step::Convolve(convolution) => vec![convolution.buffer],
+        Step::DeltaRule(rule) => vec![rule.mixed, rule.decay, rule.write, rule.output],
+        _ => Vec::new(),
+    }
+}
+
 /// For each buffer which forms it needs (as places that are not chosen yet).
 fn rooms(program: &Program) -> Vec<Room> {
     #[derive(Clone, Default)]
@@ -251,6 +270,7 @@ fn rooms(program: &Program) -> Vec<Room> {
             Step::Append { keys, values, .. } => wide(&[*keys, *values]),
             Step::Attend { queries, .. } => wide(&[*queries]),
             Step::Glu { gate, up, .. } => wide(&[*gate, *up]),
+            other => wide(&without_kernel(other)),
         }
         let mut read = |buffers: &[Buffer]| buffers.iter().for_each(|b| uses[b.0].wide_reader = true);
         match step {
@@ -267,6 +287,7 @@ fn rooms(program: &Program) -> Vec<Room> {
             Step::Glu { up, .. } => read(&[*up]),
             Step::MatMul(product) if product.add => read(&[product.output]),
             Step::Embed { .. } | Step::MatMul(_) => {}
+            other => read(&without_kernel(other)),
         }
         if let Step::MatMul(product) = step {
             let input = &mut uses[product.input.0];

@@ -180,6 +180,10 @@ macro_rules! with_element {
                 type $e = blocks::Q6K;
                 $body
             }
+            Encoding::Mxfp4 => {
+                type $e = crate::backend::cpu::mxfp4::Mxfp4;
+                $body
+            }
         }
     }};
 }

@@ -25,9 +25,9 @@ use crate::disk::gather::Gather;
 use crate::error::Result;
 use crate::pass::Segment;
 use crate::plan::device::Layout;
-use crate::plan::{Plan, Tile};
-use crate::program::{Product, Program, Step};
-use crate::stream::Conveyor;
+use crate::plan::{ExpertTile, Plan, Tile};
+use crate::program::{Buffer, Experts, Product, Program, Routing, Step};
+use crate::stream::{self, Conveyor};
 
 pub use card::Card;
 pub use steps::unsupported;
@@ -152,6 +152,14 @@ impl Backend for CudaBackend {
         self.feed.used(&on_gpu, &self.compute)?;
         self.tile += 1;
         Ok(())
+    }
+
+    fn route(&mut self, _logits: Buffer, _routing: &Routing) -> Result<Vec<usize>> {
+        unreachable!("programs are checked before they run")
+    }
+
+    fn expert(&mut self, _step: &Experts, _tile: &ExpertTile, _feed: &mut stream::Experts) -> Result<()> {
+        unreachable!("programs are checked before they run")
     }
 
     fn finish(&mut self, conveyor: &mut Conveyor) -> Result<()> {

@@ -39,6 +39,9 @@ pub fn unsupported(program: &Program) -> Option<String> {
         Step::MatMul(p) => product(p),
         Step::Glu { activation, .. } => gate(*activation).is_none().then(|| format!("the activation {activation:?}")),
         Step::Activate { activation, .. } => Some(format!("the activation {activation:?} of an MLP without gate")),
+        Step::Route { .. } | Step::Experts(_) | Step::GateRows { .. } | Step::Add { .. } => Some("experts".into()),
+        Step::AppendShared { .. } => Some("latent attention".into()),
+        Step::Convolve(_) | Step::DeltaRule(_) | Step::Join { .. } => Some("the gated delta rule".into()),
         Step::ScaleQueries { .. } => Some("queries that are scaled by their position".into()),
         Step::Attend { layer, .. } => {
             let KvShape { key_dim, value_dim, .. } = program.kv[*layer];
@@ -99,7 +102,7 @@ fn gate(activation: Activation) -> Option<Gate> {
         Activation::Silu => Some(Gate::GATE_SILU),
         Activation::Gelu => Some(Gate::GATE_GELU_ERF),
         Activation::GeluTanh => Some(Gate::GATE_GELU_TANH),
-        Activation::Relu => None,
+        Activation::Relu | Activation::Sigmoid => None,
     }
 }
 
@@ -336,7 +339,16 @@ impl Steps {
                     scale: 1.0,
                 })
             }
-            Step::ScaleQueries { .. } | Step::Activate { .. } => unreachable!("programs are checked before they run"),
+            Step::ScaleQueries { .. }
+            | Step::Activate { .. }
+            | Step::Route { .. }
+            | Step::Experts(_)
+            | Step::GateRows { .. }
+            | Step::Add { .. }
+            | Step::AppendShared { .. }
+            | Step::Convolve(_)
+            | Step::DeltaRule(_)
+            | Step::Join { .. } => unreachable!("programs are checked before they run"),
         }
     }
 
