@@ -209,10 +209,11 @@ impl Plan {
         self.shared_bytes() + self.experts.token_bytes
     }
 
-    /// Seconds for a pass that carries one token: the slower of reading and multiplying, since they overlap.
-    /// Bandwidths are in bytes per second.
-    pub fn seconds_per_pass(&self, disk: f64, multiply: f64) -> f64 {
-        (self.disk_bytes() as f64 / disk).max(self.pass_bytes() as f64 / multiply)
+    /// Seconds for a pass that carries one token: the slowest of reading, copying to the GPU (if there is one) and
+    /// multiplying, since they overlap. Bandwidths are in bytes per second.
+    pub fn seconds_per_pass(&self, disk: f64, copy: f64, multiply: f64) -> f64 {
+        let copied = if self.gpu.is_some() { self.copied_bytes() } else { 0 };
+        (self.disk_bytes() as f64 / disk).max(copied as f64 / copy).max(self.pass_bytes() as f64 / multiply)
     }
 }
 
@@ -501,6 +502,6 @@ mod tests {
     #[test]
     fn a_pass_takes_as_long_as_the_slower_of_disk_and_arithmetic() {
         let plan = Plan::new(&program(&[(1000, 512), (300, 700)]), &request(1 << 30)).unwrap();
-        assert_eq!(plan.seconds_per_pass(1e9, 1e6), plan.pass_bytes() as f64 / 1e6);
+        assert_eq!(plan.seconds_per_pass(1e9, 1.0, 1e6), plan.pass_bytes() as f64 / 1e6);
     }
 }

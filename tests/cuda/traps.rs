@@ -27,26 +27,29 @@ fn every_planted_fault_is_noticed() {
     }
     let base = Job {
         model: model("llama31_gqa"),
-        prompts: vec![(1..30).collect(), vec![7, 8]],
-        context: 48,
+        prompts: vec![(1..10).collect(), vec![7, 8]],
+        context: 24,
         sequences: 2,
         new_tokens: 3,
-        times: 2,
         ..Job::default()
     };
     let budgets = [(20_000, Some(0)), (0, None)];
     let mut jobs: Vec<Job> = budgets.map(|(vram, ram)| Job { vram: Some(vram), ram, ..base.clone() }).into();
-    jobs.push(Job { stop_at: Some(100_000), ..jobs[0].clone() });
+    jobs.push(Job { stop_at: Some(100_000), times: 2, ..jobs[0].clone() });
     let right = run(&jobs, &[("SEED", "1")]).done().0;
     let noticed = |name: &str, seed: u64| {
         let seed = seed.to_string();
-        match run(&jobs, &[("SEED", &seed), ("LAYERSTREAM_TRAP", name)]) {
+        // The driver sees most of them whatever is computed, but not what the host reads too early.
+        let arithmetic = if matches!(name, "LogitsNotWaited" | "None") { "1" } else { "0" };
+        match run(&jobs, &[("SEED", &seed), ("LAYERSTREAM_TRAP", name), ("ARITHMETIC", arithmetic)]) {
             End::Misuse(_) => true,
-            End::Done(outcomes, _) => outcomes.iter().zip(&right).any(|(found, right)| found.tokens != right.tokens),
+            End::Done(outcomes, _) => {
+                arithmetic == "1" && outcomes.iter().zip(&right).any(|(found, right)| found.tokens != right.tokens)
+            }
             End::Failed(what) => panic!("{name}: {what}"),
         }
     };
-    assert!(!(0..PATIENCE).any(|seed| noticed("None", seed)), "a fault is noticed where there is none");
+    assert!(!(0..2).any(|seed| noticed("None", seed)), "a fault is noticed where there is none");
     let survivors: Vec<_> = TRAPS.into_iter().filter(|name| !(0..PATIENCE).any(|seed| noticed(name, seed))).collect();
     assert!(survivors.is_empty(), "not noticed: {survivors:?}");
 }

@@ -9,6 +9,7 @@
 mod card;
 mod feed;
 mod kv;
+mod measure;
 mod notes;
 mod ring;
 mod staging;
@@ -30,6 +31,7 @@ use crate::program::{Buffer, Experts, Product, Program, Routing, Step};
 use crate::stream::{self, Conveyor};
 
 pub use card::Card;
+pub use measure::measure;
 pub use steps::unsupported;
 
 use card::failed;
