@@ -1,5 +1,5 @@
-//! The KV cache: keys and values of every token so far, for every attention layer and every sequence. One allocation
-//! per layer, at start, in its final size.
+//! What is remembered of sequences: keys and values of every token so far, for every attention layer, and the states of
+//! layers that keep one of fixed size instead. One allocation per layer, at start, in its final size.
 
 use std::ops::Range;
 
@@ -56,6 +56,46 @@ impl Layer {
             sequence * len..(sequence + 1) * len
         };
         (range(self.shape.key_dim), range(self.shape.value_dim))
+    }
+}
+
+/// The states of layers that keep one of fixed size instead of keys and values. There are two of each: a pass reads what
+/// the last completed one left and writes the other, so that a pass that is cut short leaves no trace.
+pub struct States {
+    /// Of each layer: `[2, sequences, numbers]`.
+    layers: Vec<Vec<f32>>,
+    sequences: usize,
+    /// Which of the two is the current one of each sequence.
+    current: Vec<usize>,
+}
+
+impl States {
+    /// Room for `sequences` with so many numbers in each layer.
+    pub fn new(numbers: &[usize], sequences: usize) -> States {
+        let layers = numbers.iter().map(|numbers| prefaulted(2 * sequences * numbers)).collect();
+        States { layers, sequences, current: vec![0; sequences] }
+    }
+
+    /// The state that this pass will leave behind, as the last one left it, or zero for a sequence that begins.
+    pub fn next(&mut self, layer: usize, sequence: usize, begins: bool) -> &mut [f32] {
+        let numbers = self.layers[layer].len() / 2 / self.sequences;
+        let (first, second) = self.layers[layer].split_at_mut(numbers * self.sequences);
+        let range = sequence * numbers..(sequence + 1) * numbers;
+        let (old, new) = match self.current[sequence] {
+            0 => (&first[range.clone()], &mut second[range]),
+            _ => (&second[range.clone()], &mut first[range]),
+        };
+        if begins {
+            new.fill(0.0)
+        } else {
+            new.copy_from_slice(old)
+        }
+        new
+    }
+
+    /// The pass is complete: what it left is current.
+    pub fn keep(&mut self, sequence: usize) {
+        self.current[sequence] = 1 - self.current[sequence];
     }
 }
 

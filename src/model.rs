@@ -18,7 +18,7 @@ use crate::memory;
 use crate::pass::{Segment, Wanted};
 use crate::plan::{Plan, Request};
 use crate::program::Program;
-use crate::stream::StreamStats;
+use crate::stream::{DemandStats, StreamStats};
 use crate::text::{ChatInput, TextSide};
 
 /// How to open a model. The default takes half of the memory that is free.
@@ -163,7 +163,7 @@ impl Model {
     /// model's floor. A tokenizer is not needed to run token ids: if there is none, only text is refused.
     pub fn open(path: impl AsRef<Path>, options: &Options) -> Result<Model> {
         let outline = Outline::new(path.as_ref(), options)?;
-        let text = TextSide::open(outline.checkpoint.dir())?;
+        let text = TextSide::of(&outline.checkpoint)?;
         Model::start(outline, text, options)
     }
 
@@ -174,7 +174,7 @@ impl Model {
     /// As [`Model::open`].
     pub fn start(outline: Outline, text: TextSide, options: &Options) -> Result<Model> {
         let Outline { checkpoint, program, plan, source, processor } = outline;
-        let defaults = GenerateOptions::of_model(checkpoint.dir())?;
+        let defaults = GenerateOptions::of_model(&checkpoint)?;
         let cached = vec![Vec::new(); plan.sequences];
         let engine = Engine::new(&source, program, plan, &options.disk, processor, options.threads)?;
         Ok(Model { engine, checkpoint, text, defaults, cached })
@@ -210,6 +210,11 @@ impl Model {
     /// What the disk has delivered so far, and who waited for whom.
     pub fn stream_stats(&self) -> StreamStats {
         self.engine.stream_stats()
+    }
+
+    /// What was read of experts so far, and how much of it was still in memory, if the model has any.
+    pub fn expert_stats(&self) -> Option<DemandStats> {
+        self.engine.expert_stats()
     }
 
     /// The tokenizer and the chat template, if there are any.

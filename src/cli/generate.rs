@@ -21,9 +21,9 @@ pub fn run(args: &args::Generate) -> Result<()> {
     let local = hub::local(&args.model, Need::Model)?;
     let checkpoint = Checkpoint::open(&local)?;
     let longest = family::program(&checkpoint)?.max_positions;
-    let text = TextSide::open(checkpoint.dir())?;
+    let text = TextSide::of(&checkpoint)?;
     let prompts = prompts::read(args, &text)?;
-    let options = args.answer.over(GenerateOptions::of_model(checkpoint.dir())?);
+    let options = args.answer.over(GenerateOptions::of_model(&checkpoint)?);
     let needed = prompts.iter().map(|prompt| prompt.ids.len()).max().unwrap_or(0) + options.max_new_tokens;
     let open = args.resources.options(Some(needed.clamp(1, longest)), prompts.len());
     let mut model = Model::start(Outline::new(&local, &open)?, text, &open)?;

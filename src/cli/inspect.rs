@@ -74,6 +74,7 @@ struct Run {
     embedding_bytes: u64,
     head_bytes: u64,
     tied_head: bool,
+    /// With one token: of experts only those that it has.
     bytes_per_pass: u64,
     kv_bytes_per_token: usize,
 }
@@ -193,7 +194,8 @@ impl Run {
             embedding_bytes: program.embedding.bytes(),
             head_bytes: head.map_or(0, |head| head.bytes()),
             tied_head: head.is_some_and(|head| head.tensor.span == program.embedding.tensor.span),
-            bytes_per_pass: program.matrices.iter().map(|matrix| matrix.bytes()).sum(),
+            bytes_per_pass: program.matrices.iter().map(|matrix| matrix.bytes()).sum::<u64>()
+                + program.experts.iter().map(|layer| layer.token_bytes()).sum::<u64>(),
             kv_bytes_per_token: program.kv.iter().copied().map(KvShape::token_bytes).sum(),
         }
     }

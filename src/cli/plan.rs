@@ -42,6 +42,8 @@ struct Report {
     bytes_per_pass: u64,
     disk_bytes_per_pass: u64,
     tiers: Tiers,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    experts: Option<Experts>,
     memory: Memory,
     disk_bytes_per_second: f64,
     multiply_bytes_per_second: f64,
@@ -52,6 +54,14 @@ struct Report {
 struct Tiers {
     host: Share,
     disk: Share,
+}
+
+/// Weights that a pass uses as its tokens choose.
+#[derive(Serialize)]
+struct Experts {
+    bytes: u64,
+    bytes_per_token: u64,
+    tiles: usize,
 }
 
 #[derive(Serialize)]
@@ -66,6 +76,7 @@ struct Memory {
     floor_bytes: u64,
     host_tiles: usize,
     ring: usize,
+    expert_cache: usize,
     kv_cache: usize,
     activations: usize,
     scratch: usize,
@@ -88,11 +99,17 @@ impl Report {
             bytes_per_pass: plan.pass_bytes(),
             disk_bytes_per_pass: plan.disk_bytes(),
             tiers: Tiers { host: share(Tier::Host), disk: share(Tier::Disk) },
+            experts: (plan.experts.bytes > 0).then_some(Experts {
+                bytes: plan.experts.bytes,
+                bytes_per_token: plan.experts.token_bytes,
+                tiles: plan.experts.tiles.len(),
+            }),
             memory: Memory {
                 ram_bytes: plan.ram,
                 floor_bytes: plan.floor,
                 host_tiles: plan.memory.host,
                 ring: plan.memory.ring,
+                expert_cache: plan.memory.experts,
                 kv_cache: plan.memory.kv,
                 activations: plan.memory.activations,
                 scratch: plan.memory.scratch,
@@ -122,11 +139,17 @@ impl Report {
             .row("", "")
             .row("weights in a pass", data(self.bytes_per_pass))
             .row("  kept in memory", format!("{} ({percent} %)", tier(&self.tiers.host)))
-            .row("  read every pass", tier(&self.tiers.disk))
+            .row("  read every pass", tier(&self.tiers.disk));
+        if let Some(experts) = &self.experts {
+            let all = format!("of {} in {}", data(experts.bytes), count(experts.tiles as u64, "tile"));
+            table.row("  experts of a token", format!("{} {all}", data(experts.bytes_per_token)));
+        }
+        table
             .row("", "")
             .row("budget", format!("{} (at least {})", memory(self.memory.ram_bytes), memory(self.memory.floor_bytes)))
             .row("  weights", memory(self.memory.host_tiles as u64))
             .row("  ring", memory(self.memory.ring as u64))
+            .row("  experts", memory(self.memory.expert_cache as u64))
             .row("  KV cache", memory(self.memory.kv_cache as u64))
             .row(
                 "  activations",

@@ -6,8 +6,8 @@
 
 use super::device::{self, Layout, Size};
 use super::{
-    Gpu, GpuRequest, Memory, PAGE, Plan, RING_TARGET, RING_TILES, ROWS_TARGET, Request, TILE_TARGET, Tier, Tile, cut,
-    keep, too_small,
+    ExpertPlan, Gpu, GpuRequest, Memory, PAGE, Plan, RING_TARGET, RING_TILES, ROWS_TARGET, Request, TILE_TARGET, Tier,
+    Tile, cut, keep, too_small,
 };
 use crate::disk::align::enclose;
 use crate::error::{Error, Result};
@@ -39,6 +39,8 @@ pub(super) fn plan(program: &Program, request: &Request, gpu: &GpuRequest) -> Re
     let Placed { tiles, memory_ring, host, ring, device } = place(program, vram, ram, request.align);
     Ok(Plan {
         tiles,
+        // Programs with experts are for the processor so far.
+        experts: ExpertPlan::default(),
         rows: split.size.rows,
         logit_rows: split.size.logit_rows,
         context: request.context,

@@ -4,6 +4,7 @@
 mod config;
 mod layouts;
 mod lengths;
+mod mixtures;
 #[path = "../reference/mod.rs"]
 mod reference;
 mod sensitivity;

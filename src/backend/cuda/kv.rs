@@ -3,6 +3,7 @@
 
 use layerstream_kernels::driver::{Event, Gpu, Stream};
 
+use super::card::failed;
 use super::staging::Buffer;
 use super::traps::{self, Trap};
 use crate::error::Result;
@@ -58,7 +59,7 @@ impl KvStream {
                 heads: shape.heads,
             })
             .collect();
-        let event = || Event::untimed(gpu);
+        let event = || Event::untimed(gpu).map_err(failed);
         Ok(KvStream {
             memory: if end > 0 { Some(Buffer::new(gpu, end)?) } else { None },
             layers,
@@ -86,7 +87,7 @@ impl KvStream {
             return Ok(());
         }
         if !traps::set(Trap::KvOverwriteBeforeUse) {
-            copies.wait(&self.free[layer % 2])?;
+            copies.wait(&self.free[layer % 2]).map_err(failed)?;
         }
         self.each_run(
             layer,
@@ -94,10 +95,10 @@ impl KvStream {
             |memory, gpu, len| {
                 // SAFETY: inside the page-locked cache, which nothing writes to before the pass has appended to this layer; and
                 // inside the layer's place on the GPU, which nobody reads any more once `free` has happened.
-                unsafe { copies.upload(gpu, memory, len) }.map_err(Into::into)
+                unsafe { copies.upload(gpu, memory, len) }.map_err(failed)
             },
         )?;
-        copies.record(&self.loaded[layer % 2])?;
+        copies.record(&self.loaded[layer % 2]).map_err(failed)?;
         Ok(())
     }
 
@@ -105,7 +106,7 @@ impl KvStream {
     pub fn before_append(&mut self, layer: usize, compute: &Stream, copies: &Stream) -> Result<()> {
         if layer < self.layers.len() {
             if !traps::set(Trap::KvUseBeforeCopy) {
-                compute.wait(&self.loaded[layer % 2])?;
+                compute.wait(&self.loaded[layer % 2]).map_err(failed)?;
             }
             self.load(layer + 1, copies)?;
         }
@@ -123,7 +124,7 @@ impl KvStream {
             |memory, gpu, len| {
                 // SAFETY: as in `load`, the other way round; the next pass, which copies from there, begins when this one has
                 // ended.
-                unsafe { compute.download(memory, gpu, len) }.map_err(Into::into)
+                unsafe { compute.download(memory, gpu, len) }.map_err(failed)
             },
         )
     }
@@ -131,7 +132,7 @@ impl KvStream {
     /// The layer's place is free for another's.
     pub fn after_attend(&mut self, layer: usize, compute: &Stream) -> Result<()> {
         if layer < self.layers.len() {
-            compute.record(&self.free[layer % 2])?;
+            compute.record(&self.free[layer % 2]).map_err(failed)?;
         }
         Ok(())
     }
