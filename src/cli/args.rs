@@ -25,7 +25,8 @@ Examples:
   layerstream generate ./Llama-3.1-70B-Instruct --chat \"What is the capital of France?\" --ram 8GiB
   layerstream chat ./Qwen3-8B --ram 4GiB
 
-MODEL is a directory with a Hugging Face checkpoint (config.json, *.safetensors, tokenizer.json).")]
+MODEL is a directory with a Hugging Face checkpoint (config.json, *.safetensors or pytorch_model*.bin, tokenizer), or a
+.gguf file.")]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
