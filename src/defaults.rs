@@ -35,8 +35,7 @@ impl GenerateOptions {
         // A chat ends with the end of a turn, which some models have beside the end of a text.
         let mut eos = Vec::new();
         for key in ["eos_token_id", "eot_token_id"] {
-            let id = metadata.size(&format!("tokenizer.ggml.{key}"))?;
-            eos.extend(id.and_then(|id| u32::try_from(id).ok()));
+            eos.extend(metadata.token_id(&format!("tokenizer.ggml.{key}"))?);
         }
         eos.dedup();
         Ok(GenerateOptions { eos, ..GenerateOptions::default() })

@@ -54,11 +54,6 @@ impl Metadata {
         &self.path
     }
 
-    /// Whether there is such a key.
-    pub fn has(&self, key: &str) -> bool {
-        self.keys.contains_key(key)
-    }
-
     /// Numbers by which rotary frequencies are to be divided (the tensor `rope_freqs.weight`).
     pub fn rope_factors(&self) -> Option<&[f32]> {
         self.rope_factors.as_deref()
@@ -77,6 +72,15 @@ impl Metadata {
             Value::Int(int) => u64::try_from(*int).ok(),
             _ => None,
         })
+    }
+
+    /// The id of a token. Files say "none" with the largest number of 32 bits, or with -1.
+    pub fn token_id(&self, key: &str) -> Result<Option<u32>> {
+        let id = self.get(key, "a whole number", |value| match value {
+            Value::Int(int) => Some(*int),
+            _ => None,
+        })?;
+        Ok(id.and_then(|id| u32::try_from(id).ok()).filter(|id| *id != u32::MAX))
     }
 
     /// A finite number.

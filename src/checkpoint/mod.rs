@@ -190,7 +190,7 @@ impl Checkpoint {
         self.tensors.iter()
     }
 
-    /// Bytes of all tensors together, without headers.
+    /// Bytes of all tensors together, without headers; those that share bytes count each.
     pub fn bytes(&self) -> u64 {
         self.tensors.iter().fold(0, |sum, t| sum.saturating_add(t.span.len))
     }

@@ -25,9 +25,9 @@ Examples:
   layerstream generate ./Llama-3.1-70B-Instruct --chat \"What is the capital of France?\" --ram 8GiB
   layerstream chat ./Qwen3-8B --ram 4GiB
 
-MODEL is a directory with a Hugging Face checkpoint (config.json, *.safetensors, tokenizer.json), or
-a repository of the Hub, org/name or org/name@revision: it is taken from the Hub's cache, or downloaded
-into it. What exists as a path is always a path.
+MODEL is a directory with a Hugging Face checkpoint (config.json, *.safetensors or pytorch_model*.bin,
+tokenizer), a .gguf file, or a repository of the Hub, org/name or org/name@revision: it is taken from the
+Hub's cache, or downloaded into it. What exists as a path is always a path.
 
 Environment: HF_HOME, HF_HUB_CACHE (where the cache is), HF_HUB_OFFLINE, HF_TOKEN, HF_ENDPOINT.")]
 pub struct Cli {

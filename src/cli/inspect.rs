@@ -116,7 +116,7 @@ impl Report {
         let file = |file: &crate::checkpoint::CheckpointFile| File { path: name(&file.path), bytes: file.len };
         Report {
             model: path.display().to_string(),
-            architecture: architecture(checkpoint.dir()),
+            architecture: architecture(checkpoint),
             supported: program.is_some(),
             problem,
             parameters: checkpoint.tensors().map(|tensor| tensor.shape.iter().product::<usize>() as u64).sum(),
@@ -231,9 +231,12 @@ fn layer(name: &str) -> Option<usize> {
     name.split('.').find_map(|part| part.parse().ok())
 }
 
-/// What `config.json` calls the model, as far as it can be read.
-fn architecture(dir: &Path) -> Option<String> {
-    let config = read_json(&dir.join("config.json")).ok()?;
+/// What `config.json`, or the metadata of a GGUF file, calls the model, as far as it can be read.
+fn architecture(checkpoint: &Checkpoint) -> Option<String> {
+    if let Some(metadata) = checkpoint.metadata() {
+        return metadata.text("general.architecture").ok()?.map(str::to_owned);
+    }
+    let config = read_json(&checkpoint.dir().join("config.json")).ok()?;
     config.get("architectures")?.get(0).and_then(Value::as_str).map(str::to_owned)
 }
 

@@ -13,11 +13,7 @@ pub(super) fn tokenizer(metadata: &Metadata) -> Result<Option<Tokenizer>> {
     let text = |name: &str| -> Result<Option<String>> { Ok(metadata.text(&key(name))?.map(str::to_owned)) };
     let texts = |name: &str| -> Result<Vec<String>> { Ok(metadata.texts(&key(name))?.unwrap_or_default().to_vec()) };
     let flag = |name: &str| metadata.flag(&key(name));
-    // Files say "none" with the largest number there is, or with -1.
-    let id = |name: &str| -> Result<Option<u32>> {
-        let id = if metadata.has(&key(name)) { metadata.number(&key(name))? } else { None };
-        Ok(id.filter(|id| (0.0..f64::from(u32::MAX)).contains(id)).map(|id| id as u32))
-    };
+    let id = |name: &str| metadata.token_id(&key(name));
     // Whole numbers beyond those that are asked for are as wrong as any other.
     let small = |numbers: &[i64]| numbers.iter().map(|n| u32::try_from(*n).unwrap_or(u32::MAX)).collect::<Vec<u32>>();
     let Some(model) = text("model")?.filter(|model| !matches!(model.as_str(), "none" | "no_vocab")) else {

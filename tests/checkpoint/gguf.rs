@@ -111,6 +111,7 @@ fn tensors_and_metadata_of_a_file() {
         assert_eq!(metadata.text("general.name").unwrap(), Some("n"));
         assert_eq!(metadata.flag("t.flag").unwrap(), Some(true));
         assert_eq!(metadata.size("t.big").unwrap(), Some(u64::MAX));
+        assert_eq!(metadata.token_id("t.big").unwrap(), None);
         assert_eq!(metadata.number("t.number").unwrap(), Some(0.5));
         assert_eq!(metadata.ints("t.list").unwrap(), Some(&[1, 2][..]));
         assert_eq!(metadata.texts("t.texts").unwrap().unwrap(), ["é"]);
