@@ -110,3 +110,31 @@ fn prefaulted(len: usize) -> Vec<f32> {
     });
     values
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_is_what_the_last_completed_pass_left() {
+        let mut states = States::new(&[3, 2], 2);
+        states.next(0, 1, true).copy_from_slice(&[1.0, 2.0, 3.0]);
+        states.next(1, 1, true).copy_from_slice(&[4.0, 5.0]);
+        // Cut short, and done again.
+        assert_eq!(states.next(0, 1, true), [0.0; 3]);
+        states.next(0, 1, true).fill(7.0);
+        states.next(1, 1, true).fill(8.0);
+        states.keep(1);
+        for _ in 0..2 {
+            let next = states.next(0, 1, false);
+            assert_eq!(next, [7.0; 3], "a pass that is cut short leaves no trace");
+            next.fill(9.0);
+        }
+        assert_eq!(states.next(1, 1, false), [8.0; 2]);
+        states.keep(1);
+        assert_eq!(states.next(0, 1, false), [9.0; 3]);
+        // Nobody else saw any of it, and who begins again begins with zeros.
+        assert_eq!(states.next(0, 0, true), [0.0; 3]);
+        assert_eq!(states.next(0, 1, true), [0.0; 3]);
+    }
+}

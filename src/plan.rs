@@ -370,9 +370,9 @@ mod tests {
     use crate::encoding::Encoding;
     use crate::program::{Buffer, KvShape, Product, Rope, RopeStyle};
 
-    const ALIGN: usize = 4096;
+    pub(super) const ALIGN: usize = 4096;
 
-    fn matrix(offset: u64, rows: usize, cols: usize) -> Matrix {
+    pub(super) fn matrix(offset: u64, rows: usize, cols: usize) -> Matrix {
         let span = Span { file: FileId(0), offset, len: (rows * cols * 2) as u64 };
         let tensor = Tensor {
             name: format!("at {offset}"),
@@ -385,7 +385,7 @@ mod tests {
     }
 
     /// A program that multiplies with matrices of these shapes, one after the other.
-    fn program(shapes: &[(usize, usize)]) -> Program {
+    pub(super) fn program(shapes: &[(usize, usize)]) -> Program {
         let mut offset = 1237;
         let place = |&(rows, cols): &(usize, usize)| {
             let matrix = matrix(offset, rows, cols);
@@ -413,7 +413,7 @@ mod tests {
         }
     }
 
-    fn request(ram: u64) -> Request {
+    pub(super) fn request(ram: u64) -> Request {
         Request { ram, context: 100, sequences: 2, all_logits: false, align: ALIGN, scratch: 10_000, gpu: None }
     }
 
@@ -422,7 +422,7 @@ mod tests {
     }
 
     /// The floor that an error names, in bytes.
-    fn named_floor(error: Error) -> u64 {
+    pub(super) fn named_floor(error: Error) -> u64 {
         let text = error.to_string();
         let mib = text.split("at least ").nth(1).and_then(|rest| rest.split(' ').next()).expect("a floor");
         mib.parse::<u64>().expect("a number of MiB") << 20

@@ -16,14 +16,14 @@ use super::rope::Rotation;
 use super::{Config, Family};
 
 pub const V2: Family = Family {
-    name: "deepseek-v2",
+    name: "deepseek_v2",
     architectures: &["DeepseekV2ForCausalLM"],
     special: "latent attention; experts in groups beside shared ones",
     build: build_v2,
 };
 
 pub const V3: Family = Family {
-    name: "deepseek-v3",
+    name: "deepseek_v3",
     architectures: &["DeepseekV3ForCausalLM"],
     special: "latent attention; experts by sigmoid, in groups, beside shared ones",
     build: build_v3,

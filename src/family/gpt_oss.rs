@@ -13,7 +13,7 @@ use super::rope::Rotation;
 use super::{Config, Family};
 
 pub const FAMILY: Family = Family {
-    name: "gpt-oss",
+    name: "gpt_oss",
     architectures: &["GptOssForCausalLM"],
     special: "experts with biases; attention sinks; a window on every other layer",
     build,

@@ -14,14 +14,14 @@ use super::rope::Rotation;
 use super::{Config, Family, qwen_moe};
 
 pub const QWEN3_NEXT: Family = Family {
-    name: "qwen3-next",
+    name: "qwen3_next",
     architectures: &["Qwen3NextForCausalLM"],
     special: "gated delta rule on most layers; experts beside a gated shared one",
     build: build_next,
 };
 
 pub const QWEN3_5: Family = Family {
-    name: "qwen3.5",
+    name: "qwen3_5",
     architectures: &["Qwen3_5ForCausalLM", "Qwen3_5ForConditionalGeneration"],
     special: "gated delta rule on most layers",
     build: build_3_5,

@@ -14,14 +14,14 @@ use super::moe::{Moe, Shared, Sparse};
 use super::{Config, Family};
 
 pub const QWEN2: Family = Family {
-    name: "qwen2-moe",
+    name: "qwen2_moe",
     architectures: &["Qwen2MoeForCausalLM"],
     special: "experts beside a gated shared one; biases on q, k, v",
     build: qwen2,
 };
 
 pub const QWEN3: Family = Family {
-    name: "qwen3-moe",
+    name: "qwen3_moe",
     architectures: &["Qwen3MoeForCausalLM"],
     special: "experts, streamed as tokens choose them; norms on q and k heads",
     build: qwen3,

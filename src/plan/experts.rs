@@ -128,3 +128,92 @@ pub(super) fn place(program: &Program, left: usize, align: usize) -> (ExpertPlan
     let all = plan.block(align).saturating_mul(plan.tiles.len()).next_multiple_of(PAGE);
     (plan, left.min(all))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::tests::{ALIGN, matrix, named_floor, program, request};
+    use super::*;
+    use crate::plan::Plan;
+    use crate::program::{Expert, ExpertLayer, Exponents};
+
+    /// A dense program with layers of `experts` experts, of which each has matrices of these shapes.
+    fn sparse(shapes: &[(usize, usize)], layers: usize, experts: usize, exponents: bool) -> Program {
+        let mut program = program(&[(300, 200), (500, 100)]);
+        let mut offset = 10_000_001;
+        let mut expert = || {
+            let mut expert = Expert { matrices: Vec::new(), exponents: Vec::new() };
+            for &(rows, cols) in shapes {
+                expert.matrices.push(matrix(offset, rows, cols));
+                offset += expert.matrices.last().unwrap().bytes();
+                if exponents {
+                    let tensor = matrix(offset, rows, cols.div_ceil(32)).tensor;
+                    expert.exponents.push(Exponents { tensor, first_row: 0, row_bytes: cols.div_ceil(32) });
+                    offset += (rows * cols.div_ceil(32)) as u64;
+                }
+            }
+            expert
+        };
+        let layer = |_| ExpertLayer { experts: (0..experts).map(|_| expert()).collect(), top_k: experts.div_ceil(4) };
+        program.experts = (0..layers).map(layer).collect();
+        program
+    }
+
+    proptest! {
+        /// Every row of every expert is in one tile, in order; blocks of one size hold any of them, four at least; parts
+        /// sum to at most the budget; and the floor that a refusal names is enough.
+        #[test]
+        fn experts_fit_their_memory(
+            shapes in prop::collection::vec((1..1500usize, 1..1500usize), 2..4),
+            layers in 1..4usize,
+            experts in 1..9usize,
+            exponents: bool,
+            mib in 1..100u64,
+        ) {
+            let program = sparse(&shapes, layers, experts, exponents);
+            let plan = match Plan::new(&program, &request(mib << 20)) {
+                Ok(plan) => plan,
+                Err(error) => {
+                    let floor = named_floor(error);
+                    prop_assert!(floor > mib << 20);
+                    prop_assert!(Plan::new(&program, &request(floor)).is_ok(), "the named floor of {floor} is not enough");
+                    return Ok(());
+                }
+            };
+            prop_assert!(plan.memory.total() as u64 <= mib << 20);
+            let (all, block) = (&plan.experts, plan.experts.block(ALIGN));
+            prop_assert!(plan.memory.experts >= block * all.tiles.len().min(RING_TILES), "{}", plan.memory.experts);
+            for layer in 0..layers {
+                for expert in 0..experts {
+                    let mut tiles = all.tiles[all.of(layer, expert)].iter();
+                    for (m, matrix) in program.experts[layer].experts[expert].matrices.iter().enumerate() {
+                        let mut row = 0;
+                        while row < matrix.rows {
+                            let tile = tiles.next().expect("tiles for every matrix");
+                            prop_assert_eq!((tile.layer, tile.expert, tile.matrix, tile.rows.start), (layer, expert, m, row));
+                            prop_assert_eq!(tile.spans[0], matrix.span(tile.rows.clone()));
+                            prop_assert_eq!(tile.spans.len(), 1 + usize::from(exponents));
+                            row = tile.rows.end;
+                        }
+                    }
+                    prop_assert!(tiles.next().is_none());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn weights_of_every_pass_come_first_and_experts_get_the_rest() {
+        let program = sparse(&[(1000, 500), (1000, 500), (500, 1000)], 4, 8, false);
+        let plan = Plan::new(&program, &request(64 << 20)).unwrap();
+        assert!(plan.tiles.iter().all(|tile| tile.tier == super::super::Tier::Host));
+        assert!(plan.memory.experts > 48 << 20, "{}", plan.memory.experts);
+        assert_eq!((plan.experts.bytes, plan.experts.token_bytes), (4 * 8 * 3_000_000, 4 * 2 * 3_000_000));
+        let kept = plan.memory.experts as f64 / plan.experts.bytes as f64;
+        let expected = plan.experts.token_bytes as f64 * (1.0 - kept);
+        assert!((plan.disk_bytes() as f64 / expected - 1.0).abs() < 1e-3);
+        // With room for all there is nothing to read.
+        assert_eq!(Plan::new(&program, &request(1 << 30)).unwrap().disk_bytes(), 0);
+    }
+}

@@ -8,3 +8,4 @@ mod mixtures;
 #[path = "../reference/mod.rs"]
 mod reference;
 mod sensitivity;
+mod states;
