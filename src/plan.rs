@@ -122,9 +122,9 @@ pub struct Gpu {
 }
 
 impl Gpu {
-    /// Bytes to be allocated: all but the context.
+    /// Bytes to be allocated: all but the context, in whole pages, which is what a driver gives.
     pub fn allocation(&self) -> usize {
-        self.layout.len() + self.ring + self.tiles
+        (self.layout.len() + self.ring + self.tiles).next_multiple_of(PAGE)
     }
 
     pub fn total(&self) -> u64 {
@@ -283,7 +283,7 @@ impl Split {
     }
 }
 
-/// Ring and resident memory come in pages of this many bytes.
+/// Ring and resident memory come in pages of this many bytes, and so does memory of a GPU.
 const PAGE: usize = 2 << 20;
 
 /// Cuts every matrix into tiles and chooses which of them stay. Returns the tiles, the bytes of the ring, and the bytes
@@ -417,7 +417,7 @@ mod tests {
         Request { ram, context: 100, sequences: 2, all_logits: false, align: ALIGN, scratch: 10_000, gpu: None }
     }
 
-    fn shapes() -> impl Strategy<Value = Vec<(usize, usize)>> {
+    pub(super) fn shapes() -> impl Strategy<Value = Vec<(usize, usize)>> {
         prop::collection::vec((1..4000usize, 1..3000usize), 2..30)
     }
 

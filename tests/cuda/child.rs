@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use layerstream::plan::{GpuRequest, Plan, Request};
 use layerstream::{Device, GenerateOptions, Model, Options, Outline};
 use serde::{Deserialize, Serialize};
 
@@ -17,11 +18,15 @@ pub struct Job {
     pub prompts: Vec<Vec<u32>>,
     pub context: usize,
     pub sequences: usize,
-    /// Bytes of both budgets above the floors; `None`: as much as can be of use.
+    /// About so many bytes of the GPU for weights, and so many of memory above the floor; `None`: as much as can be of
+    /// use. Memory of a GPU comes in pages of 2 MiB, larger than most of these models, so this makes the context longer
+    /// until that is what it leaves.
     pub vram: Option<u64>,
     pub ram: Option<u64>,
     /// This budget instead.
     pub exact_vram: Option<u64>,
+    /// A context so long that keys and values do not fit on the GPU.
+    pub stream_kv: bool,
     /// Tokens to generate for all prompts together; 0: logits at every position of each prompt instead.
     pub new_tokens: usize,
     /// How often. Errors of all but the last time are noted and do no harm.
@@ -81,17 +86,18 @@ fn attempt(job: &Job, outcome: &mut Outcome) -> layerstream::Result<()> {
         device,
         ..Options::default()
     };
-    let plenty = Options { ram: Some(PLENTY), vram: Some(PLENTY), ..base.clone() };
-    let options = match (job.exact_vram, job.vram, job.ram) {
-        (Some(vram), _, _) => Options { vram: Some(vram), ..plenty },
-        (_, None, None) => plenty,
-        (_, vram, ram) => {
-            // The floor of memory depends on what fits on the GPU.
-            let floor = Outline::new(path, &plenty)?.plan().gpu.as_ref().map_or(0, |gpu| gpu.floor);
-            let vram = vram.map_or(PLENTY, |above| floor + above);
-            let floor = Outline::new(path, &Options { vram: Some(vram), ..plenty.clone() })?.plan().floor;
-            Options { vram: Some(vram), ram: Some(ram.map_or(PLENTY, |above| floor + above)), ..plenty }
+    let plenty = Options { ram: Some(PLENTY), vram: Some(PLENTY), ..base };
+    let options = match (job.exact_vram, job.vram) {
+        (Some(vram), _) => Options { vram: Some(vram), ..plenty },
+        (None, Some(bytes)) => {
+            let (context, vram) = tight(&Outline::new(path, &plenty)?, job, bytes);
+            Options { context: Some(context), vram: Some(vram), ..plenty }
         }
+        (None, None) => plenty,
+    };
+    let options = match job.ram {
+        Some(above) => Options { ram: Some(Outline::new(path, &options)?.plan().floor + above), ..options },
+        None => options,
     };
     let mut model = Model::open(path, &options)?;
     let plan = model.plan();
@@ -119,6 +125,35 @@ fn attempt(job: &Job, outcome: &mut Outcome) -> layerstream::Result<()> {
         }
     }
     Ok(())
+}
+
+/// A context of at least the job's, and the smallest budget for it, which leave about so many bytes for weights.
+fn tight(outline: &Outline, job: &Job, bytes: u64) -> (usize, u64) {
+    let context = outline.plan().gpu.as_ref().expect("a GPU computes").context;
+    // Two layers' keys and values are on the GPU at any time; those of one more shall take a page.
+    let layer = |shape: &layerstream::program::KvShape| job.sequences * shape.token_bytes() / 2;
+    let layer = outline.program().kv.iter().map(layer).max().unwrap();
+    let least = if job.stream_kv { (3 << 20) / layer } else { job.context };
+    for tokens in least..least + 20_000 {
+        let request = |vram| Request {
+            ram: PLENTY,
+            context: tokens,
+            sequences: job.sequences,
+            all_logits: job.new_tokens == 0,
+            align: 4096,
+            scratch: 0,
+            gpu: Some(GpuRequest { vram, context }),
+        };
+        let roomy = Plan::new(outline.program(), &request(PLENTY)).unwrap();
+        let floor = roomy.gpu.unwrap().floor;
+        let plan = Plan::new(outline.program(), &request(floor)).unwrap();
+        let gpu = plan.gpu.unwrap();
+        let left = gpu.allocation() - gpu.layout.len();
+        if (bytes..bytes + 16_000).contains(&(left as u64)) && job.stream_kv != gpu.layout.kv_resident {
+            return (tokens, floor);
+        }
+    }
+    panic!("no context leaves {bytes} bytes");
 }
 
 /// Sets the stop flag once a pass has used so many bytes of weights, or gives up.

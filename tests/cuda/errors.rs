@@ -9,7 +9,7 @@ fn job() -> Job {
         prompts: vec![(1..20).collect()],
         context: 24,
         sequences: 1,
-        vram: Some(40_000),
+        vram: Some(100_000),
         ram: Some(0),
         ..Job::default()
     }
@@ -96,13 +96,12 @@ fn a_broken_card_is_said_and_nothing_hangs() {
 /// Whenever a pass is stopped, the next one is right, with what had already been copied and what had not.
 #[test]
 fn a_stopped_pass_leaves_nothing_behind() {
-    let plain =
-        [job(), Job { vram: Some(300_000), ram: Some(4 << 20), ..job() }, Job { vram: None, ram: None, ..job() }];
+    let plain = [job(), Job { vram: None, ram: None, ..job() }];
     let right = outcome(job(), &[]).logits;
-    for seed in 0..4u64 {
-        for stop_at in [0, 1, 40_000, 150_000, 400_000] {
+    for seed in 0..3u64 {
+        for stop_at in [0, 1, 100_000, 300_000] {
             let jobs: Vec<_> =
-                plain.iter().map(|job| Job { times: 3, stop_at: Some(stop_at), ..job.clone() }).collect();
+                plain.iter().map(|job| Job { times: 2, stop_at: Some(stop_at), ..job.clone() }).collect();
             let (outcomes, _) = run(&jobs, &[("SEED", &seed.to_string())]).done();
             for outcome in outcomes {
                 assert!(outcome.errors.iter().all(|error| error == "interrupted"), "{:?}", outcome.errors);

@@ -92,7 +92,7 @@ fn check(name: &str, seed: u64) -> Result<(), String> {
         ..Job::default()
     };
     // Tiles of a few rows would be right as well, but a launch of theirs takes as long as one of many rows.
-    let budgets = [(None, None), (Some(150_000), Some(0))];
+    let budgets = [(None, None), (Some(200_000), Some(0))];
     let mut jobs: Vec<Job> = budgets.map(|(vram, ram)| Job { vram, ram, ..base.clone() }).into();
     let greedy = Job { sequences: 3, new_tokens: 12, ..base.clone() };
     jobs.push(Job { vram: Some(250_000), ram: Some(4 << 20), ..greedy.clone() });

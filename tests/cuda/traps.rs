@@ -31,11 +31,16 @@ fn every_planted_fault_is_noticed() {
         context: 24,
         sequences: 2,
         new_tokens: 3,
+        vram: Some(50_000),
         ..Job::default()
     };
-    let budgets = [(20_000, Some(0)), (0, None)];
-    let mut jobs: Vec<Job> = budgets.map(|(vram, ram)| Job { vram: Some(vram), ram, ..base.clone() }).into();
-    jobs.push(Job { stop_at: Some(100_000), times: 2, ..jobs[0].clone() });
+    let jobs = [
+        base.clone(),
+        Job { stop_at: Some(100_000), times: 2, ..base.clone() },
+        Job { stream_kv: true, vram: Some(200_000), ..base.clone() },
+        // Through the ring in host memory.
+        Job { model: concat!(env!("CARGO_MANIFEST_DIR"), "/demo").into(), ram: Some(0), vram: Some(500_000), ..base },
+    ];
     let right = run(&jobs, &[("SEED", "1")]).done().0;
     let noticed = |name: &str, seed: u64| {
         let seed = seed.to_string();
