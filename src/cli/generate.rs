@@ -4,12 +4,13 @@ use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 use crate::family;
 use crate::generate::{GenerateOptions, Generation, Output, Token};
-use crate::model::{Model, Outline};
+use crate::model::{Model, Options, Outline};
 use crate::text::TextSide;
 
 use super::args;
 use super::interrupt::{Reaction, on_next};
 use super::output;
+use super::profile::Seeing;
 use super::progress::Status;
 use super::prompts::{self, Prompt};
 use super::report::{Answer, Costs, Report};
@@ -22,7 +23,9 @@ pub fn run(args: &args::Generate) -> Result<()> {
     let prompts = prompts::read(args, &text)?;
     let options = args.answer.over(GenerateOptions::of_model(checkpoint.dir())?);
     let needed = prompts.iter().map(|prompt| prompt.ids.len()).max().unwrap_or(0) + options.max_new_tokens;
-    let open = args.resources.options(Some(needed.clamp(1, longest)), prompts.len());
+    let seeing = Seeing::begin(&args.seeing)?;
+    let resources = args.resources.options(Some(needed.clamp(1, longest)), prompts.len());
+    let open = Options { recorder: seeing.recorder(), ..resources };
     let mut model = Model::start(Outline::new(path, &open)?, text, &open)?;
 
     on_next(Reaction::Stop(model.stop_flag()));
@@ -38,6 +41,7 @@ pub fn run(args: &args::Generate) -> Result<()> {
     let stats = generation.stats();
     drop(status);
 
+    seeing.end(&model)?;
     let costs = Costs::new(&model, path, stats);
     if args.stats {
         output::tell(costs.table());

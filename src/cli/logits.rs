@@ -8,6 +8,7 @@ use crate::model::{Model, Options};
 use super::args;
 use super::interrupt::{Reaction, on_next};
 use super::output::WholeFile;
+use super::profile::Seeing;
 use super::progress::Status;
 
 pub fn run(args: &args::Logits) -> Result<()> {
@@ -15,7 +16,9 @@ pub fn run(args: &args::Logits) -> Result<()> {
     if ids.is_empty() {
         return Err(Error::Request("there are no token ids to give logits for".into()));
     }
-    let options = Options { all_logits: true, ..args.resources.options(Some(ids.len()), 1) };
+    let seeing = Seeing::begin(&args.seeing)?;
+    let resources = args.resources.options(Some(ids.len()), 1);
+    let options = Options { all_logits: true, recorder: seeing.recorder(), ..resources };
     let mut model = Model::open(&args.model.path, &options)?;
     // From here on Ctrl-C is an error that takes the file away again.
     on_next(Reaction::Stop(model.stop_flag()));
@@ -24,6 +27,7 @@ pub fn run(args: &args::Logits) -> Result<()> {
     let status = Status::watch(model.progress());
     model.logits(ids, |rows| file.write(bytemuck::cast_slice(rows)))?;
     drop(status);
+    seeing.end(&model)?;
     file.finish()
 }
 

@@ -13,6 +13,7 @@ use crate::error::Result;
 use crate::kv::KvCache;
 use crate::pass::{Segment, with_rows};
 use crate::plan::{Plan, Tile};
+use crate::profile::Recorder;
 use crate::program::{self, Buffer, KvShape, Product, Program, Step, VectorId};
 use crate::stream::Conveyor;
 
@@ -34,6 +35,7 @@ pub(crate) struct CpuBackend {
     staging: Vec<u8>,
     /// Rows that the steps work on at the moment: all of the pass, or after [`Step::Select`] those with logits.
     rows: usize,
+    recorder: Recorder,
 }
 
 impl CpuBackend {
@@ -41,7 +43,13 @@ impl CpuBackend {
     ///
     /// # Errors
     /// A read of weights that fails.
-    pub fn new(cpu: Cpu, program: Arc<Program>, plan: &Plan, gather: &Gather) -> Result<CpuBackend> {
+    pub fn new(
+        cpu: Cpu,
+        program: Arc<Program>,
+        plan: &Plan,
+        gather: &Gather,
+        recorder: Recorder,
+    ) -> Result<CpuBackend> {
         let after_select = program.selected_buffers();
         let rows = |buffer| if after_select.contains(&Buffer(buffer)) { plan.logit_rows } else { plan.rows };
         Ok(CpuBackend {
@@ -53,6 +61,7 @@ impl CpuBackend {
             factors: Vec::with_capacity(plan.rows),
             staging: vec![0; program.embedding.row_bytes() * plan.rows],
             rows: 0,
+            recorder,
             program,
             cpu,
         })
@@ -61,6 +70,7 @@ impl CpuBackend {
 
 impl Backend for CpuBackend {
     fn begin(&mut self, segments: &[Segment]) -> Result<()> {
+        self.recorder.begin_pass(self.recorder.now());
         for (rotation, rope) in self.rotations.iter_mut().zip(&self.program.ropes) {
             rotation.fill(rope, segments);
         }
@@ -74,6 +84,7 @@ impl Backend for CpuBackend {
     }
 
     fn run(&mut self, step: &Step, segments: &[Segment]) -> Result<()> {
+        let since = self.recorder.now();
         let program = Arc::clone(&self.program);
         let rows = self.rows;
         match *step {
@@ -136,11 +147,13 @@ impl Backend for CpuBackend {
             }
             Step::Select { input, output } => self.rows = self.select(&program, segments, input, output),
         }
+        self.recorder.ran(since, 0);
         Ok(())
     }
 
     fn multiply(&mut self, product: &Product, tile: &Tile, feed: &mut Conveyor) -> Result<()> {
         let bytes = feed.next()?;
+        let since = self.recorder.now();
         if self.rows > 0 {
             let weight = &self.program.matrices[product.matrix.0];
             let [x, out] = pair(&mut self.buffers, product.input, product.output);
@@ -172,10 +185,12 @@ impl Backend for CpuBackend {
                 self.cpu.matmul(w, x, columns, finish);
             }
         }
+        self.recorder.ran(since, tile.span.len);
         Ok(())
     }
 
     fn finish(&mut self, _feed: &mut Conveyor) -> Result<()> {
+        self.recorder.end_pass(Some(self.recorder.now()));
         Ok(())
     }
 
@@ -184,6 +199,7 @@ impl Backend for CpuBackend {
     }
 
     fn abandon(&mut self, feed: &mut Conveyor) {
+        self.recorder.end_pass(None);
         // A conveyor that cannot go on says so again at the next pass.
         let _ = feed.rewind();
     }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use layerstream_kernels::driver::{Event, Gpu, Stream};
 
+use super::marks::{Marks, What};
 use super::ring::{MOST, Placed, Ring};
 use super::traps::{self, Trap};
 use crate::error::{Error, Result};
@@ -29,6 +30,7 @@ pub struct Feed {
     /// Address of the ring.
     base: u64,
     copies: Stream,
+    marks: Marks,
     events: Vec<Events>,
     /// Tiles in host memory whose copies may not have happened, oldest first, with their numbers.
     lent: VecDeque<(u64, Lent)>,
@@ -60,6 +62,13 @@ pub struct OnGpu {
     number: Option<u64>,
 }
 
+impl OnGpu {
+    /// Whether it came for this use.
+    pub fn was_copied(&self) -> bool {
+        self.number.is_some()
+    }
+}
+
 /// Why nothing more can be copied at the moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Blocked {
@@ -73,7 +82,7 @@ enum Blocked {
 
 impl Feed {
     /// `base` is the address of a ring of `ring` bytes, which the places of tiles that stay follow.
-    pub fn new(gpu: &Gpu, tiles: Vec<Tile>, base: u64, ring: usize) -> Result<Feed> {
+    pub fn new(gpu: &Gpu, tiles: Vec<Tile>, base: u64, ring: usize, marks: Marks) -> Result<Feed> {
         let mut end = base + ring as u64;
         let mut place = |tile: &Tile| {
             let at = end;
@@ -88,6 +97,7 @@ impl Feed {
             ring: Ring::new(ring),
             base,
             copies: Stream::new(gpu)?,
+            marks,
             events: (0..MOST).map(|_| events()).collect::<Result<_>>()?,
             lent: VecDeque::with_capacity(MOST),
             held: None,
@@ -96,9 +106,9 @@ impl Feed {
         })
     }
 
-    /// The stream of the copies.
-    pub fn copies(&self) -> &Stream {
-        &self.copies
+    /// The stream of the copies, and when they ran.
+    pub fn copies(&mut self) -> (&Stream, &mut Marks) {
+        (&self.copies, &mut self.marks)
     }
 
     fn events(&self, number: u64) -> &Events {
@@ -212,6 +222,7 @@ impl Feed {
             self.copies.wait(&self.events(after).used)?;
         }
         let tile = self.held.as_ref().expect("the caller has looked");
+        self.marks.begin(&self.copies, What::Tile { index, bytes: tile.len() as u64 })?;
         // SAFETY: the tile lies in page-locked memory, and is kept in `lent` until the copy has happened. Its place on the
         // GPU is its own until what uses it has been queued, and whatever comes there waits for that.
         unsafe { self.copies.upload(address, tile.as_ptr(), tile.len()) }?;
@@ -224,6 +235,7 @@ impl Feed {
             let _ = self.copies.synchronize();
             return Err(error.into());
         }
+        self.marks.end(&self.copies)?;
         self.ready.push_back(Ready { index, number, address });
         self.next = (index + 1) % self.tiles.len();
         Ok(())
