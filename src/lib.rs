@@ -37,6 +37,7 @@ pub mod memory;
 mod model;
 mod pass;
 pub mod plan;
+pub mod profile;
 pub mod program;
 mod sample;
 pub mod stream;
