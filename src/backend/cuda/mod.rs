@@ -181,17 +181,17 @@ impl Backend for CudaBackend {
 
     fn abandon(&mut self, conveyor: &mut Conveyor) {
         // What is wrong with the device, the next pass finds.
+        if !traps::set(Trap::AbandonWithoutWaiting) {
+            let _ = self.compute.synchronize();
+        }
         let _ = self.feed.abandon(conveyor);
-        let _ = self.compute.synchronize();
     }
 }
 
 impl Drop for CudaBackend {
-    /// Waits for what still uses the memory.
+    /// Waits for what still uses the memory: something does when a pass ended in a panic.
     fn drop(&mut self) {
         let _ = self.card.gpu.make_current();
-        if !traps::set(Trap::FreeWithoutWaiting) {
-            let _ = self.compute.synchronize();
-        }
+        let _ = self.compute.synchronize();
     }
 }
