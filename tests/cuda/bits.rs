@@ -25,7 +25,7 @@ fn jobs() -> Vec<Job> {
     vec![
         Job { vram: Some(100_000), ..small.clone() },
         Job { vram: Some(200_000), ram: Some(0), stream_kv: true, ..small },
-        Job { vram: Some(1_000_000), ram: Some(0), model: demo, ..base },
+        Job { vram: Some(1_000_000), ram: Some(3 << 20), model: demo, ..base },
     ]
 }
 

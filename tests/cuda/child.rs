@@ -134,7 +134,8 @@ fn tight(outline: &Outline, job: &Job, bytes: u64) -> (usize, u64) {
     let layer = |shape: &layerstream::program::KvShape| job.sequences * shape.token_bytes() / 2;
     let layer = outline.program().kv.iter().map(layer).max().unwrap();
     let least = if job.stream_kv { (3 << 20) / layer } else { job.context };
-    for tokens in least..least + 20_000 {
+    let mut best: Option<(u64, usize, u64)> = None;
+    for tokens in least..least + 8_000 {
         let request = |vram| Request {
             ram: PLENTY,
             context: tokens,
@@ -148,12 +149,17 @@ fn tight(outline: &Outline, job: &Job, bytes: u64) -> (usize, u64) {
         let floor = roomy.gpu.unwrap().floor;
         let plan = Plan::new(outline.program(), &request(floor)).unwrap();
         let gpu = plan.gpu.unwrap();
-        let left = gpu.allocation() - gpu.layout.len();
-        if (bytes..bytes + 16_000).contains(&(left as u64)) && job.stream_kv != gpu.layout.kv_resident {
-            return (tokens, floor);
+        let left = (gpu.allocation() - gpu.layout.len()) as u64;
+        if left >= bytes && job.stream_kv != gpu.layout.kv_resident && best.is_none_or(|(least, ..)| left < least) {
+            best = Some((left, tokens, floor));
+            if left < bytes + 16_000 {
+                break;
+            }
         }
     }
-    panic!("no context leaves {bytes} bytes");
+    let (left, tokens, floor) = best.expect("a context that leaves something");
+    assert!(left < bytes + 100_000, "no context leaves {bytes} bytes; the nearest is {left}");
+    (tokens, floor)
 }
 
 /// Sets the stop flag once a pass has used so many bytes of weights, or gives up.

@@ -4,7 +4,7 @@
 use crate::child::Job;
 use crate::parent::{End, model, run};
 
-const TRAPS: [&str; 9] = [
+const TRAPS: [&str; 8] = [
     "UseBeforeCopy",
     "OverwriteBeforeUse",
     "HostFreedEarly",
@@ -12,7 +12,6 @@ const TRAPS: [&str; 9] = [
     "LogitsNotWaited",
     "KvUseBeforeCopy",
     "KvOverwriteBeforeUse",
-    "FreeWithoutWaiting",
     "AbandonWithoutWaiting",
 ];
 
@@ -37,7 +36,8 @@ fn every_planted_fault_is_noticed() {
     let jobs = [
         base.clone(),
         Job { stop_at: Some(100_000), times: 2, ..base.clone() },
-        Job { stream_kv: true, vram: Some(200_000), ..base.clone() },
+        // Nothing else is copied, so nothing else orders the copies of keys and values.
+        Job { stream_kv: true, vram: Some(1_000_000), ..base.clone() },
         // Through the ring in host memory.
         Job { model: concat!(env!("CARGO_MANIFEST_DIR"), "/demo").into(), ram: Some(0), vram: Some(500_000), ..base },
     ];

@@ -204,8 +204,10 @@ impl Backend for CudaBackend {
 
     fn abandon(&mut self, conveyor: &mut Conveyor) {
         // What is wrong with the device, the next pass finds.
+        if !traps::set(Trap::AbandonWithoutWaiting) {
+            let _ = self.compute.synchronize();
+        }
         let _ = self.feed.abandon(conveyor);
-        let _ = self.compute.synchronize();
         self.feed.copies().1.forget();
         self.marks.forget();
         self.recorder.end_pass(None);
@@ -224,11 +226,9 @@ impl CudaBackend {
 }
 
 impl Drop for CudaBackend {
-    /// Waits for what still uses the memory.
+    /// Waits for what still uses the memory: something does when a pass ended in a panic.
     fn drop(&mut self) {
         let _ = self.card.gpu.make_current();
-        if !traps::set(Trap::FreeWithoutWaiting) {
-            let _ = self.compute.synchronize();
-        }
+        let _ = self.compute.synchronize();
     }
 }

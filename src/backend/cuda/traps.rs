@@ -18,9 +18,7 @@ pub enum Trap {
     KvUseBeforeCopy,
     /// Keys and values of another layer overwrite what is still being read.
     KvOverwriteBeforeUse,
-    /// The GPU's memory is freed while kernels may still use it.
-    FreeWithoutWaiting,
-    /// A pass that was not completed gives tiles back without waiting for their copies.
+    /// A pass that was not completed gives tiles back without waiting for their copies and their uses.
     AbandonWithoutWaiting,
 }
 
