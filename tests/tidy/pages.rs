@@ -64,7 +64,7 @@ mod tests {
         let sources = [("src/plan.rs", ""), ("src/disk/mod.rs", ""), ("src/disk/uring.rs", "")];
         let with = |text: &str| modules(&Tree::planted(&[&sources[..], &[(ARCHITECTURE, text)]].concat()));
         sees(with(&complete), &[]);
-        sees(with(&complete.replace("plan <\nstream", "stream <\nplan")), &["ARCHITECTURE.md:1"]);
+        sees(with(&complete.replace("plan <\nprofile", "profile <\nplan")), &["ARCHITECTURE.md:1"]);
         sees(with(&complete.replace("`src/disk/`", "")), &["ARCHITECTURE.md:1"]);
     }
 
