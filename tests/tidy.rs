@@ -51,7 +51,8 @@ const ORDER: [&str; 22] = [
 const ONLY: [(&str, &[&str]); 1] = [("synth", &["error", "checkpoint"])];
 
 /// Where `unsafe` may be: memory that the kernel writes to, and the inner loops of the processor's arithmetic.
-const UNSAFE_PLACES: [&str; 5] = ["src/disk/", "src/stream/", "src/backend/cpu/", "kernels/", "tests/cudasim/"];
+const UNSAFE_PLACES: [&str; 6] =
+    ["src/disk/", "src/stream/", "src/backend/cpu/", "src/backend/cuda/", "kernels/", "tests/cudasim/"];
 
 /// Fails with the list of what is wrong.
 #[track_caller]
