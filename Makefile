@@ -66,6 +66,14 @@ bench: toolchain cuda-toolchain ## Measure whole passes against the raw drive (n
 	done
 	echo 'make bench: results are in benches/results/.'
 
+# Layers of the models of `make prove-size`.
+LAYERS ?= all
+
+.PHONY: prove-size
+prove-size: toolchain cuda-toolchain ## Stream sparse 70B and 405B models through a simulated GPU of 4 GiB; LAYERS=2 is quick.
+	@LAYERSTREAM_PROVE_LAYERS=$(LAYERS) LAYERSTREAM_PROVE_KEEP=$(if $(filter all,$(LAYERS)),1) \
+	    $(CARGO) test $(CARGO_FLAGS) --test prove_size -- --nocapture
+
 .PHONY: fmt
 fmt: toolchain ## Format the source.
 	@$(CARGO) fmt --all

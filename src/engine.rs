@@ -13,6 +13,7 @@ use crate::disk::{DiskOptions, Source};
 use crate::error::{Error, Result};
 use crate::pass::Segment;
 use crate::plan::{ExpertTile, Plan};
+use crate::profile::Recorder;
 use crate::program::{self, Product, Program, Step};
 use crate::stream::{Conveyor, DemandStats, DemandTile, Experts, StreamStats, TileRead};
 
@@ -99,6 +100,7 @@ pub struct Engine {
     progress: Progress,
     passes: u64,
     processor: Processor,
+    recorder: Recorder,
 }
 
 impl Engine {
@@ -113,21 +115,24 @@ impl Engine {
         disk: &DiskOptions,
         processor: Processor,
         threads: Option<usize>,
+        recorder: Recorder,
     ) -> Result<Self> {
+        recorder.describe(&program, &plan);
         let gather = Gather::open(source)?;
         let program = Arc::new(program);
         let reads = plan.tiles.iter().map(|tile| TileRead { span: tile.span, tier: tile.tier });
-        let conveyor = Conveyor::start(source, reads.collect(), plan.memory.ring, disk)?;
+        let conveyor = Conveyor::start_recorded(source, reads.collect(), plan.memory.ring, disk, recorder.clone())?;
         let taken = conveyor.stats();
         assert!(taken.ring_bytes + taken.resident_bytes <= plan.memory.ring + plan.memory.host, "the plan counts all");
         let backend: Box<dyn Backend> = match &processor {
             Processor::Cpu { .. } => {
-                Box::new(CpuBackend::new(Cpu::new(threads)?, Arc::clone(&program), &plan, &gather)?)
+                let cpu = Cpu::new(threads)?;
+                Box::new(CpuBackend::new(cpu, Arc::clone(&program), &plan, &gather, recorder.clone())?)
             }
             #[cfg(feature = "cuda")]
             Processor::Cuda { card, .. } => {
                 let (card, program) = (Arc::clone(card), Arc::clone(&program));
-                Box::new(CudaBackend::new(card, program, &plan, &gather, &conveyor)?)
+                Box::new(CudaBackend::new(card, program, &plan, &gather, &conveyor, recorder.clone())?)
             }
         };
         let experts = match plan.experts.tiles.is_empty() {
@@ -146,6 +151,7 @@ impl Engine {
             stop: StopFlag::default(),
             progress: Progress::default(),
             passes: 0,
+            recorder,
         })
     }
 
@@ -239,7 +245,8 @@ impl Engine {
         let program = Arc::clone(&self.program);
         self.backend.begin(segments)?;
         let mut tile = 0;
-        for step in &program.steps {
+        for (index, step) in program.steps.iter().enumerate() {
+            self.recorder.enter(index);
             match step {
                 Step::MatMul(product) => tile = self.multiply(product, tile)?,
                 Step::Route { layer, logits, routing } => {

@@ -17,6 +17,7 @@ use crate::hub::{Hub, HubOptions, Need};
 use crate::memory;
 use crate::pass::{Segment, Wanted};
 use crate::plan::{Plan, Request};
+use crate::profile::Recorder;
 use crate::program::Program;
 use crate::stream::{DemandStats, StreamStats};
 use crate::text::{ChatInput, TextSide};
@@ -44,6 +45,8 @@ pub struct Options {
     /// The hard limit on memory of the GPU, in bytes, with all that the driver takes of it for this process. None: nine
     /// tenths of what is free.
     pub vram: Option<u64>,
+    /// What is told where the time goes: reads, copies and steps.
+    pub recorder: Recorder,
 }
 
 /// A checkpoint, its program and its plan, before any memory is taken: enough to say what would happen.
@@ -176,7 +179,8 @@ impl Model {
         let Outline { checkpoint, program, plan, source, processor } = outline;
         let defaults = GenerateOptions::of_model(&checkpoint)?;
         let cached = vec![Vec::new(); plan.sequences];
-        let engine = Engine::new(&source, program, plan, &options.disk, processor, options.threads)?;
+        let (threads, recorder) = (options.threads, options.recorder.clone());
+        let engine = Engine::new(&source, program, plan, &options.disk, processor, threads, recorder)?;
         Ok(Model { engine, checkpoint, text, defaults, cached })
     }
 

@@ -1,6 +1,7 @@
-"""Runs the loaders that people use on the same file, in turn with disk2gpu: cold, each in a fresh process, what arrives
-checked. README.md beside it says what is compared and how to read the result. Needs nothing but Python's standard library;
-the loaders are installed into a virtual environment of their own with --install.
+"""Runs the loaders that people use on the same file, in turn with disk2gpu: cold, each in a fresh process, and checked.
+
+README.md beside it says what is compared and how to read the result. Needs nothing but Python's standard library; the loaders
+are installed into a virtual environment of their own with --install.
 """
 
 import argparse

@@ -96,6 +96,7 @@ impl Processor {
 
     /// What a plan has to know of a GPU, with a budget of `vram` bytes of its memory; by default nine tenths of what is
     /// free.
+    #[cfg_attr(not(feature = "cuda"), allow(unused_variables))]
     pub fn gpu(&self, vram: Option<u64>) -> Option<GpuRequest> {
         match self {
             Processor::Cpu { .. } => None,

@@ -126,6 +126,8 @@ pub struct Generate {
     #[arg(long, help_heading = "Output")]
     pub stats: bool,
     #[command(flatten)]
+    pub seeing: Seeing,
+    #[command(flatten)]
     pub resources: Resources,
 }
 
@@ -148,6 +150,8 @@ pub struct Chat {
     /// Print a table of counts and times to standard error after each answer
     #[arg(long, help_heading = "Output")]
     pub stats: bool,
+    #[command(flatten)]
+    pub seeing: Seeing,
     #[command(flatten)]
     pub resources: Resources,
 }
@@ -197,6 +201,8 @@ pub struct Logits {
     /// Where to write `logits`, float32 [tokens, vocabulary], in safetensors format
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
+    #[command(flatten)]
+    pub seeing: Seeing,
     #[command(flatten)]
     pub resources: Resources,
 }
@@ -370,6 +376,18 @@ fn set<T: Copy>(value: &mut T, asked: Option<T>) {
     *value = asked.unwrap_or(*value);
 }
 
+/// Where the time goes.
+#[derive(Args)]
+#[command(next_help_heading = "Output")]
+pub struct Seeing {
+    /// Print where the time went to standard error at the end, by kind of step and by layer
+    #[arg(long)]
+    pub profile: bool,
+    /// Write a timeline of reads, copies and steps, for ui.perfetto.dev or chrome://tracing
+    #[arg(long, value_name = "FILE.json")]
+    pub trace: Option<PathBuf>,
+}
+
 /// Memory, disk and processor.
 #[derive(Args)]
 #[command(next_help_heading = "Memory, disk and processor")]
@@ -422,6 +440,7 @@ impl Resources {
             threads: self.threads,
             device: self.device,
             vram: self.vram,
+            ..Options::default()
         }
     }
 }

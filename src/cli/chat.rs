@@ -7,13 +7,14 @@ use serde_json::{Value, json};
 use crate::error::{Error, Result};
 use crate::generate::GenerateOptions;
 use crate::hub::Need;
-use crate::model::Model;
+use crate::model::{Model, Options};
 
 use super::args;
 use super::generate::{follow, piece};
 use super::hub;
 use super::interrupt::{Reaction, on_next};
 use super::output::tell;
+use super::profile::Seeing;
 use super::progress::Status;
 use super::prompts::messages;
 use super::report::Costs;
@@ -21,7 +22,8 @@ use super::report::Costs;
 const LEAVE: &str = "\n(/quit or Ctrl-D leaves)\n> ";
 
 pub fn run(args: &args::Chat) -> Result<()> {
-    let options = args.resources.options(None, 1);
+    let seeing = Seeing::begin(&args.seeing)?;
+    let options = Options { recorder: seeing.recorder(), ..args.resources.options(None, 1) };
     let mut model = Model::open(hub::local(&args.model, Need::Model)?, &options)?;
     model.text().chat_template()?;
     // An answer may be as long as the context has room for, unless told otherwise.
@@ -38,7 +40,7 @@ pub fn run(args: &args::Chat) -> Result<()> {
             _ => chat.turn(&mut model, &line)?,
         }
     }
-    Ok(())
+    seeing.end(&model)
 }
 
 struct Chat<'a> {

@@ -5,13 +5,14 @@ use crate::error::Result;
 use crate::family;
 use crate::generate::{GenerateOptions, Generation, Output, Token};
 use crate::hub::Need;
-use crate::model::{Model, Outline};
+use crate::model::{Model, Options, Outline};
 use crate::text::TextSide;
 
 use super::args;
 use super::hub;
 use super::interrupt::{Reaction, on_next};
 use super::output;
+use super::profile::Seeing;
 use super::progress::Status;
 use super::prompts::{self, Prompt};
 use super::report::{Answer, Costs, Report};
@@ -25,7 +26,9 @@ pub fn run(args: &args::Generate) -> Result<()> {
     let prompts = prompts::read(args, &text)?;
     let options = args.answer.over(GenerateOptions::of_model(&checkpoint)?);
     let needed = prompts.iter().map(|prompt| prompt.ids.len()).max().unwrap_or(0) + options.max_new_tokens;
-    let open = args.resources.options(Some(needed.clamp(1, longest)), prompts.len());
+    let seeing = Seeing::begin(&args.seeing)?;
+    let resources = args.resources.options(Some(needed.clamp(1, longest)), prompts.len());
+    let open = Options { recorder: seeing.recorder(), ..resources };
     let mut model = Model::start(Outline::new(&local, &open)?, text, &open)?;
 
     on_next(Reaction::Stop(model.stop_flag()));
@@ -41,6 +44,7 @@ pub fn run(args: &args::Generate) -> Result<()> {
     let stats = generation.stats();
     drop(status);
 
+    seeing.end(&model)?;
     let costs = Costs::new(&model, path, stats);
     if args.stats {
         output::tell(costs.table());

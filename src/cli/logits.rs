@@ -10,6 +10,7 @@ use super::args;
 use super::hub;
 use super::interrupt::{Reaction, on_next};
 use super::output::WholeFile;
+use super::profile::Seeing;
 use super::progress::Status;
 
 pub fn run(args: &args::Logits) -> Result<()> {
@@ -17,7 +18,9 @@ pub fn run(args: &args::Logits) -> Result<()> {
     if ids.is_empty() {
         return Err(Error::Request("there are no token ids to give logits for".into()));
     }
-    let options = Options { all_logits: true, ..args.resources.options(Some(ids.len()), 1) };
+    let seeing = Seeing::begin(&args.seeing)?;
+    let resources = args.resources.options(Some(ids.len()), 1);
+    let options = Options { all_logits: true, recorder: seeing.recorder(), ..resources };
     let mut model = Model::open(hub::local(&args.model, Need::Model)?, &options)?;
     // From here on Ctrl-C is an error that takes the file away again.
     on_next(Reaction::Stop(model.stop_flag()));
@@ -26,6 +29,7 @@ pub fn run(args: &args::Logits) -> Result<()> {
     let status = Status::watch(model.progress());
     model.logits(ids, |rows| file.write(bytemuck::cast_slice(rows)))?;
     drop(status);
+    seeing.end(&model)?;
     file.finish()
 }
 

@@ -13,6 +13,7 @@ mod interrupt;
 mod logits;
 mod output;
 mod plan;
+mod profile;
 mod progress;
 mod prompts;
 mod report;

@@ -12,6 +12,7 @@ use crate::checkpoint::Span;
 use crate::disk::memory::{Mapping, Region};
 use crate::disk::{self, DEFAULT_CHUNK, DEFAULT_DEPTH, DiskOptions, Drive, Geometry, Read, Source};
 use crate::error::{Error, Result};
+use crate::profile::Recorder;
 
 /// Below this many bytes a measurement costs more than it can bring.
 const WORTH_TUNING: u64 = 2 << 30;
@@ -34,6 +35,7 @@ struct Shared {
     room: Condvar,
     /// For the consumer: its tile is complete, or nothing is in flight any more, or a read has failed.
     ready: Condvar,
+    recorder: Recorder,
 }
 
 struct State {
@@ -59,7 +61,21 @@ impl Conveyor {
     /// [`Error::Budget`] if the ring is smaller than the largest tile or there is not that much memory, and
     /// [`Error::Request`] for options that cannot be followed.
     pub fn start(source: &Source, tiles: Vec<TileRead>, ring_bytes: usize, options: &DiskOptions) -> Result<Conveyor> {
-        Conveyor::start_wrapped(source, &tiles, ring_bytes, options, Arc::new(|reader| reader))
+        Conveyor::start_recorded(source, tiles, ring_bytes, options, Recorder::default())
+    }
+
+    /// As [`Conveyor::start`]; `recorder` is told of every read.
+    ///
+    /// # Errors
+    /// As [`Conveyor::start`].
+    pub fn start_recorded(
+        source: &Source,
+        tiles: Vec<TileRead>,
+        ring_bytes: usize,
+        options: &DiskOptions,
+        recorder: Recorder,
+    ) -> Result<Conveyor> {
+        Conveyor::open(source, &tiles, ring_bytes, options, recorder, Arc::new(|reader| reader))
     }
 
     /// As [`Conveyor::start`], with every reader inside what `wrap` makes of it.
@@ -68,6 +84,17 @@ impl Conveyor {
         tiles: &[TileRead],
         ring_bytes: usize,
         options: &DiskOptions,
+        wrap: Arc<Wrap>,
+    ) -> Result<Conveyor> {
+        Conveyor::open(source, tiles, ring_bytes, options, Recorder::default(), wrap)
+    }
+
+    fn open(
+        source: &Source,
+        tiles: &[TileRead],
+        ring_bytes: usize,
+        options: &DiskOptions,
+        recorder: Recorder,
         wrap: Arc<Wrap>,
     ) -> Result<Conveyor> {
         options.check()?;
@@ -106,7 +133,8 @@ impl Conveyor {
         let memory = [Arc::clone(ring.mapping()), Arc::clone(arena.mapping())];
         let schedule = Schedule::new(tiles, ring, arena, chunk, align);
         let state = State { schedule, in_flight: 0, paused: false, stopped: false, failure: None, stats };
-        let shared = Arc::new(Shared { state: Mutex::new(state), room: Condvar::new(), ready: Condvar::new() });
+        let (state, room, ready) = (Mutex::new(state), Condvar::new(), Condvar::new());
+        let shared = Arc::new(Shared { state, room, ready, recorder });
         let mut conveyor = Conveyor { shared, memory, threads: Vec::new() };
         for (index, (drive, depth)) in drives.into_iter().zip(depths).enumerate() {
             conveyor.threads.extend(worker::launch(&conveyor.shared, index, &drive, depth, &buffer, &wrap)?);
@@ -237,6 +265,7 @@ impl Feed for Shared {
             let read = if state.paused { None } else { state.schedule.next_read() };
             if let Some(read) = read {
                 state.in_flight += 1;
+                self.recorder.read_started(read.token, read.file, read.offset);
                 return Some(read);
             }
             if !wait_for_room {
@@ -249,6 +278,7 @@ impl Feed for Shared {
     }
 
     fn landed(&self, drive: usize, read: Read, bytes: usize) {
+        self.recorder.read_landed(read.file, read.offset, bytes as u64);
         let mut state = self.lock();
         state.stats.bytes_read += bytes as u64;
         state.stats.drives[drive].bytes_read += bytes as u64;

@@ -35,7 +35,9 @@ pub use matmul::{Columns, Finish, Mode};
 pub use norm::Norm;
 pub use rope::Rope;
 pub use rows::Runs;
-pub(crate) use run::{CpuBackend, read_vectors};
+pub(crate) use run::CpuBackend;
+#[cfg(feature = "cuda")]
+pub(crate) use run::read_vectors;
 pub use transposed::Inputs;
 pub use weights::{Scales, Tile};
 

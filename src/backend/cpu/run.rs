@@ -15,6 +15,7 @@ use crate::error::Result;
 use crate::kv::{KvCache, States};
 use crate::pass::{Segment, with_rows};
 use crate::plan::{ExpertTile, Plan, Tile};
+use crate::profile::Recorder;
 use crate::program::{
     self, Buffer, Convolution, DeltaRule, Experts, KvShape, Matrix, Product, Program, Routing, Step, VectorId,
 };
@@ -45,6 +46,7 @@ pub(crate) struct CpuBackend {
     staging: Vec<u8>,
     /// Rows that the steps work on at the moment: all of the pass, or after [`Step::Select`] those with logits.
     pub(super) rows: usize,
+    recorder: Recorder,
 }
 
 impl CpuBackend {
@@ -52,7 +54,13 @@ impl CpuBackend {
     ///
     /// # Errors
     /// A read of weights that fails.
-    pub fn new(cpu: Cpu, program: Arc<Program>, plan: &Plan, gather: &Gather) -> Result<CpuBackend> {
+    pub fn new(
+        cpu: Cpu,
+        program: Arc<Program>,
+        plan: &Plan,
+        gather: &Gather,
+        recorder: Recorder,
+    ) -> Result<CpuBackend> {
         let after_select = program.selected_buffers();
         let rows = |buffer| if after_select.contains(&Buffer(buffer)) { plan.logit_rows } else { plan.rows };
         Ok(CpuBackend {
@@ -68,6 +76,7 @@ impl CpuBackend {
             factors: Vec::with_capacity(plan.rows),
             staging: vec![0; program.embedding.row_bytes() * plan.rows],
             rows: 0,
+            recorder,
             program,
             cpu,
         })
@@ -76,6 +85,7 @@ impl CpuBackend {
 
 impl Backend for CpuBackend {
     fn begin(&mut self, segments: &[Segment]) -> Result<()> {
+        self.recorder.begin_pass(self.recorder.now());
         for (rotation, rope) in self.rotations.iter_mut().zip(&self.program.ropes) {
             rotation.fill(rope, segments);
         }
@@ -91,6 +101,7 @@ impl Backend for CpuBackend {
     }
 
     fn run(&mut self, step: &Step, segments: &[Segment]) -> Result<()> {
+        let since = self.recorder.now();
         let program = Arc::clone(&self.program);
         let rows = self.rows;
         match *step {
@@ -170,11 +181,13 @@ impl Backend for CpuBackend {
             }
             Step::Select { input, output } => self.rows = self.select(&program, segments, input, output),
         }
+        self.recorder.ran(since, 0);
         Ok(())
     }
 
     fn multiply(&mut self, product: &Product, tile: &Tile, feed: &mut Conveyor) -> Result<()> {
         let bytes = feed.next()?;
+        let since = self.recorder.now();
         if self.rows > 0 {
             let weight = &self.program.matrices[product.matrix.0];
             let [x, out] = pair(&mut self.buffers, product.input, product.output);
@@ -190,22 +203,29 @@ impl Backend for CpuBackend {
             let scales = scales(&self.vectors, weight, tile.rows.start);
             multiply(&mut self.cpu, weight, &tile.rows, &bytes, scales, x, columns, finish);
         }
+        self.recorder.ran(since, tile.span.len);
         Ok(())
     }
 
     fn route(&mut self, logits: Buffer, routing: &Routing) -> Result<Vec<usize>> {
-        Ok(self.choose(logits, routing))
+        let since = self.recorder.now();
+        let chosen = self.choose(logits, routing);
+        self.recorder.ran(since, 0);
+        Ok(chosen)
     }
 
     fn expert(&mut self, step: &Experts, tile: &ExpertTile, feed: &mut stream::Experts) -> Result<()> {
         let bytes = feed.next()?;
+        let since = self.recorder.now();
         let exponents = tile.spans.get(1).map(|_| &bytes[1]);
         self.apply_expert(step, tile, &bytes[0], exponents);
+        self.recorder.ran(since, tile.bytes());
         Ok(())
     }
 
     fn finish(&mut self, _feed: &mut Conveyor) -> Result<()> {
         self.running.iter().for_each(|sequence| self.states.keep(*sequence));
+        self.recorder.end_pass(Some(self.recorder.now()));
         Ok(())
     }
 
@@ -214,6 +234,7 @@ impl Backend for CpuBackend {
     }
 
     fn abandon(&mut self, feed: &mut Conveyor) {
+        self.recorder.end_pass(None);
         // A conveyor that cannot go on says so again at the next pass.
         let _ = feed.rewind();
     }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use layerstream_kernels::driver::{Event, Gpu, Stream};
 
 use super::card::failed;
+use super::marks::{Marks, What};
 use super::ring::{MOST, Placed, Ring};
 use super::traps::{self, Trap};
 use crate::error::{Error, Result};
@@ -30,6 +31,7 @@ pub struct Feed {
     /// Address of the ring.
     base: u64,
     copies: Stream,
+    marks: Marks,
     events: Vec<Events>,
     /// Tiles in host memory whose copies may not have happened, oldest first, with their numbers.
     lent: VecDeque<(u64, Lent)>,
@@ -61,6 +63,13 @@ pub struct OnGpu {
     number: Option<u64>,
 }
 
+impl OnGpu {
+    /// Whether it came for this use.
+    pub fn was_copied(&self) -> bool {
+        self.number.is_some()
+    }
+}
+
 /// Why nothing more can be copied at the moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Blocked {
@@ -74,7 +83,7 @@ enum Blocked {
 
 impl Feed {
     /// `base` is the address of a ring of `ring` bytes, which the places of tiles that stay follow.
-    pub fn new(gpu: &Gpu, tiles: Vec<Tile>, base: u64, ring: usize) -> Result<Feed> {
+    pub fn new(gpu: &Gpu, tiles: Vec<Tile>, base: u64, ring: usize, marks: Marks) -> Result<Feed> {
         let mut end = base + ring as u64;
         let mut place = |tile: &Tile| {
             let at = end;
@@ -90,6 +99,7 @@ impl Feed {
             ring: Ring::new(ring),
             base,
             copies: Stream::new(gpu).map_err(failed)?,
+            marks,
             events: (0..MOST).map(|_| events()).collect::<Result<_>>()?,
             lent: VecDeque::with_capacity(MOST),
             held: None,
@@ -98,9 +108,9 @@ impl Feed {
         })
     }
 
-    /// The stream of the copies.
-    pub fn copies(&self) -> &Stream {
-        &self.copies
+    /// The stream of the copies, and when they ran.
+    pub fn copies(&mut self) -> (&Stream, &mut Marks) {
+        (&self.copies, &mut self.marks)
     }
 
     fn events(&self, number: u64) -> &Events {
@@ -214,6 +224,7 @@ impl Feed {
             self.copies.wait(&self.events(after).used).map_err(failed)?;
         }
         let tile = self.held.as_ref().expect("the caller has looked");
+        self.marks.begin(&self.copies, What::Tile { index, bytes: tile.len() as u64 })?;
         // SAFETY: the tile lies in page-locked memory, and is kept in `lent` until the copy has happened. Its place on the
         // GPU is its own until what uses it has been queued, and whatever comes there waits for that.
         unsafe { self.copies.upload(address, tile.as_ptr(), tile.len()) }.map_err(failed)?;
@@ -226,6 +237,7 @@ impl Feed {
             let _ = self.copies.synchronize();
             return Err(failed(error));
         }
+        self.marks.end(&self.copies)?;
         self.ready.push_back(Ready { index, number, address });
         self.next = (index + 1) % self.tiles.len();
         Ok(())

@@ -4,6 +4,7 @@
 use layerstream_kernels::driver::{Event, Gpu, Stream};
 
 use super::card::failed;
+use super::marks::{Marks, What};
 use super::staging::Buffer;
 use super::traps::{self, Trap};
 use crate::error::Result;
@@ -71,7 +72,7 @@ impl KvStream {
     }
 
     /// Begins a pass: the first layer's keys and values come.
-    pub fn begin(&mut self, segments: &[Segment], copies: &Stream) -> Result<()> {
+    pub fn begin(&mut self, segments: &[Segment], copies: (&Stream, &mut Marks)) -> Result<()> {
         self.sequences.clear();
         let positions = |segment: &Segment| {
             let positions = segment.positions();
@@ -82,13 +83,14 @@ impl KvStream {
     }
 
     /// Queues the copies of what a layer has so far.
-    fn load(&mut self, layer: usize, copies: &Stream) -> Result<()> {
+    fn load(&mut self, layer: usize, (copies, marks): (&Stream, &mut Marks)) -> Result<()> {
         if layer >= self.layers.len() {
             return Ok(());
         }
         if !traps::set(Trap::KvOverwriteBeforeUse) {
             copies.wait(&self.free[layer % 2]).map_err(failed)?;
         }
+        marks.begin(copies, What::Kv(marks.step()))?;
         self.each_run(
             layer,
             |positions| 0..positions.start,
@@ -98,12 +100,13 @@ impl KvStream {
                 unsafe { copies.upload(gpu, memory, len) }.map_err(failed)
             },
         )?;
+        marks.end(copies)?;
         copies.record(&self.loaded[layer % 2]).map_err(failed)?;
         Ok(())
     }
 
     /// Before keys and values are appended: those before them are there, and the next layer's are on their way.
-    pub fn before_append(&mut self, layer: usize, compute: &Stream, copies: &Stream) -> Result<()> {
+    pub fn before_append(&mut self, layer: usize, compute: &Stream, copies: (&Stream, &mut Marks)) -> Result<()> {
         if layer < self.layers.len() {
             if !traps::set(Trap::KvUseBeforeCopy) {
                 compute.wait(&self.loaded[layer % 2]).map_err(failed)?;

@@ -9,6 +9,7 @@
 mod card;
 mod feed;
 mod kv;
+mod marks;
 mod measure;
 mod notes;
 mod ring;
@@ -27,6 +28,7 @@ use crate::error::Result;
 use crate::pass::Segment;
 use crate::plan::device::Layout;
 use crate::plan::{ExpertTile, Plan, Tile};
+use crate::profile::Recorder;
 use crate::program::{Buffer, Experts, Product, Program, Routing, Step};
 use crate::stream::{self, Conveyor};
 
@@ -37,6 +39,7 @@ pub use steps::unsupported;
 use card::failed;
 use feed::Feed;
 use kv::KvStream;
+use marks::{Marks, What};
 use notes::Batch;
 use staging::{Registered, Staging};
 use steps::Steps;
@@ -48,6 +51,8 @@ pub(crate) struct CudaBackend {
     steps: Steps,
     kv: KvStream,
     compute: Stream,
+    marks: Marks,
+    recorder: Recorder,
     /// The last thing that a pass queues.
     done: Event,
     /// Which tile of the pass comes next.
@@ -74,6 +79,7 @@ impl CudaBackend {
         plan: &Plan,
         gather: &Gather,
         conveyor: &Conveyor,
+        recorder: Recorder,
     ) -> Result<CudaBackend> {
         let gpu = &card.gpu;
         gpu.make_current().map_err(failed)?;
@@ -94,12 +100,16 @@ impl CudaBackend {
         }
         let registered = conveyor.memory().iter().filter(|mapping| mapping.range().1 > 0);
         let registered = registered.map(|mapping| Registered::new(gpu, mapping)).collect::<Result<_>>()?;
-        let feed = Feed::new(gpu, plan.tiles.clone(), base + layout.len() as u64, planned.ring)?;
+        let compute = Stream::new(gpu).map_err(failed)?;
+        let [copies, marks] = Marks::new(gpu, &compute, &recorder)?;
+        let feed = Feed::new(gpu, plan.tiles.clone(), base + layout.len() as u64, planned.ring, copies)?;
         Ok(CudaBackend {
             feed,
             steps: Steps::new(&program, &layout, plan.sequences, base),
             kv: KvStream::new(gpu, &program, plan, &layout, base)?,
-            compute: Stream::new(gpu).map_err(failed)?,
+            compute,
+            marks,
+            recorder,
             done: Event::untimed(gpu).map_err(failed)?,
             tile: 0,
             batch: Batch::default(),
@@ -121,6 +131,8 @@ impl Backend for CudaBackend {
         let notes = &self.layout.notes;
         self.batch = Batch::write(&self.program, notes, self.context, segments, self.staging.notes());
         self.steps.begin();
+        self.marks.begin(&self.compute, What::Begin)?;
+        self.marks.end(&self.compute)?;
         self.kv.begin(segments, self.feed.copies())?;
         let to = self.memory.address() + self.layout.notes_at as u64;
         self.staging.upload_notes(&self.compute, to)
@@ -131,26 +143,33 @@ impl Backend for CudaBackend {
     }
 
     fn run(&mut self, step: &Step, _: &[Segment]) -> Result<()> {
-        match step {
-            Step::Embed { .. } => {
-                let to = self.memory.address() + self.layout.embedding as u64;
-                let bytes = self.batch.rows * self.program.embedding.row_bytes();
-                self.staging.upload_embedding(&self.compute, to, bytes)?;
-            }
-            Step::Append { layer, .. } => self.kv.before_append(*layer, &self.compute, self.feed.copies())?,
-            _ => {}
+        self.read_marks()?;
+        if let Step::Append { layer, .. } = step {
+            self.kv.before_append(*layer, &self.compute, self.feed.copies())?;
+        }
+        self.marks.begin(&self.compute, What::Step(self.marks.step()))?;
+        if let Step::Embed { .. } = step {
+            let to = self.memory.address() + self.layout.embedding as u64;
+            let bytes = self.batch.rows * self.program.embedding.row_bytes();
+            self.staging.upload_embedding(&self.compute, to, bytes)?;
         }
         self.steps.run(&self.card, &self.compute, &self.program, &self.batch, step)?;
         match step {
-            Step::Append { layer, .. } => self.kv.after_append(*layer, &self.compute),
-            Step::Attend { layer, .. } => self.kv.after_attend(*layer, &self.compute),
-            _ => Ok(()),
+            Step::Append { layer, .. } => self.kv.after_append(*layer, &self.compute)?,
+            Step::Attend { layer, .. } => self.kv.after_attend(*layer, &self.compute)?,
+            _ => {}
         }
+        self.marks.end(&self.compute)?;
+        Ok(())
     }
 
     fn multiply(&mut self, product: &Product, tile: &Tile, conveyor: &mut Conveyor) -> Result<()> {
+        self.read_marks()?;
         let on_gpu = self.feed.next(self.tile, &self.compute, conveyor)?;
+        let (step, fetched) = (self.marks.step(), on_gpu.was_copied());
+        self.marks.begin(&self.compute, What::Product { step, bytes: tile.span.len, fetched })?;
         self.steps.multiply(&self.card, &self.compute, &self.program, &self.batch, product, tile, on_gpu.address)?;
+        self.marks.end(&self.compute)?;
         self.feed.used(&on_gpu, &self.compute)?;
         self.tile += 1;
         Ok(())
@@ -167,11 +186,15 @@ impl Backend for CudaBackend {
     fn finish(&mut self, conveyor: &mut Conveyor) -> Result<()> {
         let logits = self.steps.wide(self.program.logits);
         let count = self.batch.selected * self.program.vocab;
+        self.marks.begin(&self.compute, What::Logits)?;
         self.staging.download_logits(&self.compute, logits, count)?;
+        self.marks.end(&self.compute)?;
         self.compute.record(&self.done).map_err(failed)?;
         if !traps::set(Trap::LogitsNotWaited) {
             self.feed.wait_for(&self.done, conveyor)?;
         }
+        self.feed.copies().1.read()?;
+        self.marks.read()?;
         Ok(())
     }
 
@@ -185,6 +208,20 @@ impl Backend for CudaBackend {
             let _ = self.compute.synchronize();
         }
         let _ = self.feed.abandon(conveyor);
+        self.feed.copies().1.forget();
+        self.marks.forget();
+        self.recorder.end_pass(None);
+    }
+}
+
+impl CudaBackend {
+    /// Reads when things ran, now and then.
+    fn read_marks(&mut self) -> Result<()> {
+        if self.marks.crowded() {
+            self.feed.copies().1.read()?;
+            self.marks.read()?;
+        }
+        Ok(())
     }
 }
 
