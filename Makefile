@@ -19,6 +19,9 @@ DEMO_THREADS ?= 2
 # How long `make fuzz` tries each target.
 SECONDS ?= 60
 
+# How many orders of events `make soak` tries.
+SEEDS ?= 2000
+
 # rustup's directory, for a shell that was opened before rustup put it there.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
@@ -49,6 +52,11 @@ test: toolchain cuda-toolchain ## Run every test, those of the kernels on this C
 	@$(CARGO) test $(CARGO_FLAGS) --workspace --lib --bins --tests
 	$(CARGO) test $(CARGO_FLAGS) --workspace --doc
 	echo 'make test: every test passed.'
+
+.PHONY: soak
+soak: toolchain cuda-toolchain ## Run the CUDA backend on the simulated driver under SEEDS orders of events (2000).
+	@SEEDS=$(SEEDS) $(CARGO) test $(CARGO_FLAGS) --test cuda bits::
+	echo 'make soak: $(SEEDS) seeds, and no order made a difference.'
 
 .PHONY: bench
 bench: toolchain cuda-toolchain ## Measure whole passes against the raw drive (needs about 6 GB of disk), then single parts.

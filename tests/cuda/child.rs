@@ -135,7 +135,7 @@ fn tight(outline: &Outline, job: &Job, bytes: u64) -> (usize, u64) {
     let layer = outline.program().kv.iter().map(layer).max().unwrap();
     let least = if job.stream_kv { (3 << 20) / layer } else { job.context };
     let mut best: Option<(u64, usize, u64)> = None;
-    for tokens in least..least + 8_000 {
+    for tokens in least..least + 80_000 {
         let request = |vram| Request {
             ram: PLENTY,
             context: tokens,

@@ -36,7 +36,8 @@ pub fn prompts(case: &Path) -> Vec<Prompt> {
     };
     let number = |name: &str, i: usize| {
         let value = &about[name];
-        value.get(i).unwrap_or(value).as_f64().unwrap_or_else(|| panic!("{name} of {}", case.display()))
+        // A gate that is not there lets nothing pass.
+        value.get(i).unwrap_or(value).as_f64().unwrap_or(f64::NAN)
     };
     let float32 = is_float32(case);
     (0..3)
@@ -67,7 +68,28 @@ fn nmse(a: &[f32], b: &[f32]) -> f64 {
 }
 
 /// Cases that have something for which there is no kernel yet; each must be refused by name.
-const WITHOUT_KERNELS: [&str; 0] = [];
+const WITHOUT_KERNELS: [&str; 20] = [
+    "baichuan2_7b",
+    "deepseek_v2",
+    "deepseek_v2_lite",
+    "deepseek_v3",
+    "falcon",
+    "fmt_bin_tied_shared",
+    "gguf_q4_k_m",
+    "gguf_q8_0",
+    "gpt_neox",
+    "gpt_oss_bf16",
+    "gpt_oss_mxfp4",
+    "llama4_vl_wrapper",
+    "mixtral",
+    "mixtral_fused",
+    "qwen1_ntk_logn",
+    "qwen2_moe",
+    "qwen3_5_vl_wrapper",
+    "qwen3_moe",
+    "qwen3_next",
+    "starcoder2",
+];
 
 /// Every golden case, with everything on the GPU and with hardly anything in memory at all; each in another order.
 #[test]
@@ -79,8 +101,13 @@ fn every_case_passes_the_gate_with_the_same_bits_at_every_budget() {
         .map(|entry| entry.file_name().into_string().unwrap())
         .collect();
     names.sort();
-    let one = |(i, name): (usize, &String)| check(name, i as u64).inspect_err(|problem| println!("{problem}")).err();
-    let problems: Vec<String> = names.iter().enumerate().filter_map(one).collect();
+    let names = &names;
+    let one = |i: usize| check(&names[i], i as u64).inspect_err(|problem| println!("{problem}")).err();
+    let problems: Vec<String> = std::thread::scope(|scope| {
+        let part = move |part: usize| (part..names.len()).step_by(2).filter_map(one).collect::<Vec<_>>();
+        let threads = [0, 1].map(|number| scope.spawn(move || part(number)));
+        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+    });
     assert!(problems.is_empty(), "\n{}", problems.join("\n"));
 }
 
