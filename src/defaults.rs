@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use crate::checkpoint::read_json;
+use crate::checkpoint::{Checkpoint, read_json};
 use crate::error::{Error, Result};
 use crate::generate::GenerateOptions;
 use crate::sample::Sampling;
@@ -25,13 +25,29 @@ const NEUTRAL: [(&str, f64); 8] = [
 ];
 
 impl GenerateOptions {
+    /// What a model asks for: the metadata of a GGUF file, or what lies beside other checkpoints (see
+    /// [`GenerateOptions::of_directory`]).
+    ///
+    /// # Errors
+    /// If a file is damaged or asks for something impossible.
+    pub fn of_model(checkpoint: &Checkpoint) -> Result<GenerateOptions> {
+        let Some(metadata) = checkpoint.metadata() else { return GenerateOptions::of_directory(checkpoint.dir()) };
+        // A chat ends with the end of a turn, which some models have beside the end of a text.
+        let mut eos = Vec::new();
+        for key in ["eos_token_id", "eot_token_id"] {
+            eos.extend(metadata.token_id(&format!("tokenizer.ggml.{key}"))?);
+        }
+        eos.dedup();
+        Ok(GenerateOptions { eos, ..GenerateOptions::default() })
+    }
+
     /// What the `generation_config.json` of the model in `dir` asks for; without the file, greedy to the end token of
     /// `config.json`. Options of it that are not implemented are named in a warning: they are wishes about the answer,
     /// which the caller may overrule anyway, and no part of the model.
     ///
     /// # Errors
     /// If a file is damaged or asks for something impossible.
-    pub fn of_model(dir: &Path) -> Result<GenerateOptions> {
+    pub fn of_directory(dir: &Path) -> Result<GenerateOptions> {
         let file = Keys::open(dir, "generation_config.json")?;
         let model = Keys::open(dir, "config.json")?;
         let mut sampling =
@@ -121,7 +137,7 @@ mod tests {
         if let Some(generation) = generation {
             fs::write(dir.path().join("generation_config.json"), generation).unwrap();
         }
-        GenerateOptions::of_model(dir.path())
+        GenerateOptions::of_directory(dir.path())
     }
 
     #[test]

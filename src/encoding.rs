@@ -17,10 +17,35 @@ pub enum Encoding {
     /// Sign, 4 bits of exponent, 3 of mantissa; no infinities (Micikevicius et al., 2022, arXiv:2209.05433). Weights come
     /// with factors for blocks of them, see [`crate::program::Scales`].
     F8E4M3,
+    /// GGUF: blocks of 32 signed bytes with a float16 scale. All five block encodings are defined in llama.cpp's
+    /// `ggml-common.h`, and decoded as there.
+    Q8_0,
+    /// GGUF: blocks of 32 numbers of 4 bits, less 8, with a float16 scale.
+    Q4_0,
+    /// GGUF: blocks of 256 numbers of 4 bits, in runs of 32 with a scale and a minimum of 6 bits each.
+    Q4K,
+    /// GGUF: as `Q4K`, of 5 bits.
+    Q5K,
+    /// GGUF: blocks of 256 numbers of 6 bits, less 32, in runs of 16 with a scale of 8 bits each.
+    Q6K,
+    /// E2M1, two in a byte, with an exponent for each 32 (MXFP4); only experts are stored like this, see
+    /// [`crate::program::Expert`].
+    Mxfp4,
 }
 
 impl Encoding {
-    pub const ALL: [Encoding; 4] = [Encoding::F32, Encoding::F16, Encoding::Bf16, Encoding::F8E4M3];
+    pub const ALL: [Encoding; 10] = [
+        Encoding::F32,
+        Encoding::F16,
+        Encoding::Bf16,
+        Encoding::F8E4M3,
+        Encoding::Q8_0,
+        Encoding::Q4_0,
+        Encoding::Q4K,
+        Encoding::Q5K,
+        Encoding::Q6K,
+        Encoding::Mxfp4,
+    ];
 
     /// What tensors of this type are made of; `None` for those that no matrix can be.
     pub fn of(dtype: Dtype) -> Option<Encoding> {
@@ -29,6 +54,11 @@ impl Encoding {
             Dtype::F16 => Encoding::F16,
             Dtype::Bf16 => Encoding::Bf16,
             Dtype::F8E4M3 => Encoding::F8E4M3,
+            Dtype::Q8_0 => Encoding::Q8_0,
+            Dtype::Q4_0 => Encoding::Q4_0,
+            Dtype::Q4K => Encoding::Q4K,
+            Dtype::Q5K => Encoding::Q5K,
+            Dtype::Q6K => Encoding::Q6K,
             _ => return None,
         })
     }
@@ -36,10 +66,19 @@ impl Encoding {
     /// Numbers in a block, and its bytes. A row is made of whole blocks.
     const fn block(self) -> (usize, usize) {
         match self {
-            Encoding::F32 => (1, 4),
-            Encoding::F16 | Encoding::Bf16 => (1, 2),
-            Encoding::F8E4M3 => (1, 1),
+            Encoding::F32 => Dtype::F32,
+            Encoding::F16 => Dtype::F16,
+            Encoding::Bf16 => Dtype::Bf16,
+            Encoding::F8E4M3 => Dtype::F8E4M3,
+            Encoding::Q8_0 => Dtype::Q8_0,
+            Encoding::Q4_0 => Dtype::Q4_0,
+            Encoding::Q4K => Dtype::Q4K,
+            Encoding::Q5K => Dtype::Q5K,
+            Encoding::Q6K => Dtype::Q6K,
+            // No tensor says that it is made of these.
+            Encoding::Mxfp4 => return (32, 16),
         }
+        .block()
     }
 
     /// The number that a row's length must be a multiple of.
@@ -55,7 +94,7 @@ impl Encoding {
 
     /// Whether every number stands for itself, without a factor that is stored elsewhere.
     pub fn is_complete(self) -> bool {
-        self != Encoding::F8E4M3
+        !matches!(self, Encoding::F8E4M3 | Encoding::Mxfp4)
     }
 
     pub fn name(self) -> &'static str {
@@ -64,6 +103,12 @@ impl Encoding {
             Encoding::F16 => "f16",
             Encoding::Bf16 => "bf16",
             Encoding::F8E4M3 => "fp8_e4m3",
+            Encoding::Q8_0 => "q8_0",
+            Encoding::Q4_0 => "q4_0",
+            Encoding::Q4K => "q4_k",
+            Encoding::Q5K => "q5_k",
+            Encoding::Q6K => "q6_k",
+            Encoding::Mxfp4 => "mxfp4",
         }
     }
 }

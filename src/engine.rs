@@ -12,10 +12,10 @@ use crate::disk::gather::Gather;
 use crate::disk::{DiskOptions, Source};
 use crate::error::{Error, Result};
 use crate::pass::Segment;
-use crate::plan::Plan;
+use crate::plan::{ExpertTile, Plan};
 use crate::profile::Recorder;
-use crate::program::{Product, Program, Step};
-use crate::stream::{Conveyor, StreamStats, TileRead};
+use crate::program::{self, Product, Program, Step};
+use crate::stream::{Conveyor, DemandStats, DemandTile, Experts, StreamStats, TileRead};
 
 /// Asks a running pass to stop; clones share the request. The pass ends with [`Error::Interrupted`] before its next
 /// tile, and the engine is ready for another.
@@ -65,7 +65,7 @@ impl Progress {
         self.0.bytes.load(Ordering::Relaxed)
     }
 
-    /// Bytes of weights that a pass uses.
+    /// Bytes of weights that a pass uses, as far as is known: experts are added when they are chosen.
     pub fn total(&self) -> u64 {
         self.0.total.load(Ordering::Relaxed)
     }
@@ -74,6 +74,10 @@ impl Progress {
         self.0.bytes.store(0, Ordering::Relaxed);
         self.0.total.store(total, Ordering::Relaxed);
         self.0.passes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn add(&self, bytes: u64) {
+        self.0.total.fetch_add(bytes, Ordering::Relaxed);
     }
 
     fn advance(&self, bytes: u64) {
@@ -87,6 +91,10 @@ pub struct Engine {
     plan: Plan,
     backend: Box<dyn Backend>,
     conveyor: Conveyor,
+    /// Where the model has experts.
+    experts: Option<Experts>,
+    /// The experts that the latest router chose.
+    chosen: Vec<usize>,
     gather: Gather,
     stop: StopFlag,
     progress: Progress,
@@ -127,11 +135,17 @@ impl Engine {
                 Box::new(CudaBackend::new(card, program, &plan, &gather, &conveyor, recorder.clone())?)
             }
         };
+        let experts = match plan.experts.tiles.is_empty() {
+            true => None,
+            false => Some(stream_experts(source, &plan, disk, &taken)?),
+        };
         Ok(Engine {
             program,
             plan,
             backend,
             conveyor,
+            experts,
+            chosen: Vec::new(),
             gather,
             processor,
             stop: StopFlag::default(),
@@ -149,10 +163,12 @@ impl Engine {
         &self.plan
     }
 
-    /// Whether what an earlier call left in a KV cache serves a later one that begins with the same tokens: not where
-    /// the rotation of a key depends on how long the sequence was to become.
-    pub fn reuses_prefixes(&self) -> bool {
-        !self.program.rotation_depends_on_length()
+    /// How many of its first tokens a sequence need not be fed, whose cache holds `cached` and with which it has `common`
+    /// tokens in common: none where the rotation of a key depends on how long the sequence was to become, and where layers
+    /// keep a state, which cannot go back, all or none.
+    pub fn reusable(&self, cached: usize, common: usize) -> usize {
+        let goes_back = self.program.states.is_empty() || cached == common;
+        if self.program.rotation_depends_on_length() || !goes_back { 0 } else { common }
     }
 
     /// What computes.
@@ -180,6 +196,11 @@ impl Engine {
         self.conveyor.stats()
     }
 
+    /// The same of experts, if the model has any.
+    pub fn expert_stats(&self) -> Option<DemandStats> {
+        self.experts.as_ref().map(Experts::stats)
+    }
+
     /// One pass over all weights. Returns the logits, `[rows, vocab]`, of the tokens that the segments want, in order;
     /// they may be changed in place.
     ///
@@ -188,9 +209,13 @@ impl Engine {
     /// afresh; the KV cache holds what earlier passes put there.
     pub fn forward(&mut self, segments: &[Segment]) -> Result<&mut [f32]> {
         self.check(segments)?;
-        self.progress.begin(self.plan.pass_bytes());
+        self.progress.begin(self.plan.shared_bytes());
         if let Err(error) = self.walk(segments).and_then(|()| self.backend.finish(&mut self.conveyor)) {
             self.backend.abandon(&mut self.conveyor);
+            if let Some(experts) = &mut self.experts {
+                // As with the conveyor: a failure is there for the next pass to find.
+                let _ = experts.cancel();
+            }
             return Err(error);
         }
         self.passes += 1;
@@ -224,6 +249,11 @@ impl Engine {
             self.recorder.enter(index);
             match step {
                 Step::MatMul(product) => tile = self.multiply(product, tile)?,
+                Step::Route { layer, logits, routing } => {
+                    self.chosen = self.backend.route(*logits, routing)?;
+                    self.request(*layer);
+                }
+                Step::Experts(experts) => self.run_experts(experts)?,
                 Step::Embed { .. } => {
                     self.read_embedding(&program, segments)?;
                     self.backend.run(step, segments)?;
@@ -258,4 +288,34 @@ impl Engine {
         }
         Ok(tile)
     }
+
+    /// Asks for the tiles of the experts that were chosen, all at once.
+    fn request(&mut self, layer: usize) {
+        let (plan, chosen) = (&self.plan.experts, &self.chosen);
+        let tiles = || chosen.iter().flat_map(|expert| plan.of(layer, *expert));
+        self.progress.add(tiles().map(|tile| plan.tiles[tile].bytes()).sum());
+        self.experts.as_mut().expect("a program with routers has experts").request(layer, tiles());
+    }
+
+    /// Multiplies with them, expert by expert.
+    fn run_experts(&mut self, step: &program::Experts) -> Result<()> {
+        let feed = self.experts.as_mut().expect("a program with routers has experts");
+        for tile in self.chosen.iter().flat_map(|expert| self.plan.experts.of(step.layer, *expert)) {
+            self.stop.check()?;
+            let tile = &self.plan.experts.tiles[tile];
+            self.backend.expert(step, tile, feed)?;
+            self.progress.advance(tile.bytes());
+        }
+        Ok(())
+    }
+}
+
+/// Experts are read as the conveyor reads, with what was measured for it.
+fn stream_experts(source: &Source, plan: &Plan, disk: &DiskOptions, conveyor: &StreamStats) -> Result<Experts> {
+    let tile = |tile: &ExpertTile| DemandTile { spans: tile.spans.clone(), layer: tile.layer, expert: tile.expert };
+    let tiles: Vec<_> = plan.experts.tiles.iter().map(tile).collect();
+    let (chunk_bytes, depth) = (Some(conveyor.chunk_bytes), conveyor.drives.first().map(|drive| drive.depth));
+    let experts = Experts::start(source, &tiles, plan.memory.experts, &DiskOptions { chunk_bytes, depth, ..*disk })?;
+    assert!(experts.stats().memory_bytes <= plan.memory.experts, "the plan counts all");
+    Ok(experts)
 }

@@ -34,6 +34,10 @@ pub enum Error {
     #[error("{}: {problem}", path.display())]
     Text { path: PathBuf, problem: String },
 
+    /// A repository of the Hugging Face Hub cannot be found, reached, or brought here whole.
+    #[error("{repo}: {problem}")]
+    Hub { repo: String, problem: String },
+
     /// A read of weights failed in the middle of a pass.
     #[error("{}: reading {len} bytes at offset {offset} failed: {source}", path.display())]
     Read { path: PathBuf, offset: u64, len: u64, source: std::io::Error },

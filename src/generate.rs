@@ -139,7 +139,8 @@ impl<'m> Generation<'m> {
         }
         let stats = GenerateStats { prompt_tokens: prompts.iter().map(Vec::len).sum(), ..Default::default() };
         let sequences = prompts.into_iter().enumerate().map(|(index, ids)| {
-            let fed = if engine.reuses_prefixes() { common_prefix(&cached[index], &ids[..ids.len() - 1]) } else { 0 };
+            let common = common_prefix(&cached[index], &ids[..ids.len() - 1]);
+            let fed = engine.reusable(cached[index].len(), common);
             cached[index].truncate(fed);
             Sequence::new(engine, index, ids, fed, tokenizer, options)
         });
@@ -382,5 +383,10 @@ fn common_prefix(a: &[u32], b: &[u32]) -> usize {
 
 fn totals(engine: &Engine) -> (u64, u64, f64) {
     let stream = engine.stream_stats();
-    (engine.passes(), stream.bytes_read, stream.consumer_wait.as_secs_f64())
+    let (mut bytes, mut wait) = (stream.bytes_read, stream.consumer_wait);
+    if let Some(experts) = engine.expert_stats() {
+        bytes += experts.bytes_read;
+        wait += experts.consumer_wait;
+    }
+    (engine.passes(), bytes, wait.as_secs_f64())
 }

@@ -1,5 +1,5 @@
-//! The KV cache: keys and values of every token so far, for every attention layer and every sequence. One allocation
-//! per layer, at start, in its final size.
+//! What is remembered of sequences: keys and values of every token so far, for every attention layer, and the states of
+//! layers that keep one of fixed size instead. One allocation per layer, at start, in its final size.
 
 use std::ops::Range;
 
@@ -59,6 +59,46 @@ impl Layer {
     }
 }
 
+/// The states of layers that keep one of fixed size instead of keys and values. There are two of each: a pass reads what
+/// the last completed one left and writes the other, so that a pass that is cut short leaves no trace.
+pub struct States {
+    /// Of each layer: `[2, sequences, numbers]`.
+    layers: Vec<Vec<f32>>,
+    sequences: usize,
+    /// Which of the two is the current one of each sequence.
+    current: Vec<usize>,
+}
+
+impl States {
+    /// Room for `sequences` with so many numbers in each layer.
+    pub fn new(numbers: &[usize], sequences: usize) -> States {
+        let layers = numbers.iter().map(|numbers| prefaulted(2 * sequences * numbers)).collect();
+        States { layers, sequences, current: vec![0; sequences] }
+    }
+
+    /// The state that this pass will leave behind, as the last one left it, or zero for a sequence that begins.
+    pub fn next(&mut self, layer: usize, sequence: usize, begins: bool) -> &mut [f32] {
+        let numbers = self.layers[layer].len() / 2 / self.sequences;
+        let (first, second) = self.layers[layer].split_at_mut(numbers * self.sequences);
+        let range = sequence * numbers..(sequence + 1) * numbers;
+        let (old, new) = match self.current[sequence] {
+            0 => (&first[range.clone()], &mut second[range]),
+            _ => (&second[range.clone()], &mut first[range]),
+        };
+        if begins {
+            new.fill(0.0)
+        } else {
+            new.copy_from_slice(old)
+        }
+        new
+    }
+
+    /// The pass is complete: what it left is current.
+    pub fn keep(&mut self, sequence: usize) {
+        self.current[sequence] = 1 - self.current[sequence];
+    }
+}
+
 /// Zeros in pages that are really there: memory is taken now or not at all, and does not grow with the answer.
 fn prefaulted(len: usize) -> Vec<f32> {
     const PAGE: usize = 4096 / size_of::<f32>();
@@ -69,4 +109,32 @@ fn prefaulted(len: usize) -> Vec<f32> {
         std::hint::black_box(value);
     });
     values
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_is_what_the_last_completed_pass_left() {
+        let mut states = States::new(&[3, 2], 2);
+        states.next(0, 1, true).copy_from_slice(&[1.0, 2.0, 3.0]);
+        states.next(1, 1, true).copy_from_slice(&[4.0, 5.0]);
+        // Cut short, and done again.
+        assert_eq!(states.next(0, 1, true), [0.0; 3]);
+        states.next(0, 1, true).fill(7.0);
+        states.next(1, 1, true).fill(8.0);
+        states.keep(1);
+        for _ in 0..2 {
+            let next = states.next(0, 1, false);
+            assert_eq!(next, [7.0; 3], "a pass that is cut short leaves no trace");
+            next.fill(9.0);
+        }
+        assert_eq!(states.next(1, 1, false), [8.0; 2]);
+        states.keep(1);
+        assert_eq!(states.next(0, 1, false), [9.0; 3]);
+        // Nobody else saw any of it, and who begins again begins with zeros.
+        assert_eq!(states.next(0, 0, true), [0.0; 3]);
+        assert_eq!(states.next(0, 1, true), [0.0; 3]);
+    }
 }

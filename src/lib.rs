@@ -31,14 +31,20 @@ mod engine;
 mod error;
 pub mod family;
 mod generate;
+pub mod hub;
 mod kv;
 pub mod memory;
 mod model;
 mod pass;
 pub mod plan;
+#[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "lanes of copies are for GPUs"))]
 pub mod profile;
 pub mod program;
 mod sample;
+#[cfg_attr(
+    not(feature = "cuda"),
+    allow(dead_code, reason = "what is page-locked, and measured on the way, is for GPUs")
+)]
 pub mod stream;
 #[cfg(feature = "cli")]
 mod synth;

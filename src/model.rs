@@ -13,12 +13,13 @@ use crate::engine::{Engine, Progress, StopFlag};
 use crate::error::{Error, Result};
 use crate::family;
 use crate::generate::{GenerateOptions, Generation};
+use crate::hub::{Hub, HubOptions, Need};
 use crate::memory;
 use crate::pass::{Segment, Wanted};
 use crate::plan::{Plan, Request};
 use crate::profile::Recorder;
 use crate::program::Program;
-use crate::stream::StreamStats;
+use crate::stream::{DemandStats, StreamStats};
 use crate::text::{ChatInput, TextSide};
 
 /// How to open a model. The default takes half of the memory that is free.
@@ -58,12 +59,14 @@ pub struct Outline {
 }
 
 impl Outline {
-    /// Reads headers and configuration, and divides the budget.
+    /// Reads headers and configuration, and divides the budget. `path` is a path, or the name of a repository of the
+    /// Hugging Face Hub, as for [`Model::open`].
     ///
     /// # Errors
     /// As [`Model::open`].
     pub fn new(path: &Path, options: &Options) -> Result<Outline> {
-        let checkpoint = Checkpoint::open(path)?;
+        let path = Hub::new(HubOptions::from_env()).open(path, Need::Model)?;
+        let checkpoint = Checkpoint::open(&path)?;
         let program = family::program(&checkpoint)?;
         Outline::with_program(checkpoint, program, options)
     }
@@ -155,14 +158,15 @@ pub struct Model {
 }
 
 impl Model {
-    /// Opens the model in a directory with a Hugging Face checkpoint.
+    /// Opens the model in a directory with a Hugging Face checkpoint, or in a repository of the Hub (`org/name` or
+    /// `org/name@revision`), which is taken from the Hub's cache or downloaded into it. What exists as a path is a path.
     ///
     /// # Errors
     /// Files that are missing or damaged, architectures and options that are not implemented, a budget below the
     /// model's floor. A tokenizer is not needed to run token ids: if there is none, only text is refused.
     pub fn open(path: impl AsRef<Path>, options: &Options) -> Result<Model> {
         let outline = Outline::new(path.as_ref(), options)?;
-        let text = TextSide::open(outline.checkpoint.dir())?;
+        let text = TextSide::of(&outline.checkpoint)?;
         Model::start(outline, text, options)
     }
 
@@ -173,7 +177,7 @@ impl Model {
     /// As [`Model::open`].
     pub fn start(outline: Outline, text: TextSide, options: &Options) -> Result<Model> {
         let Outline { checkpoint, program, plan, source, processor } = outline;
-        let defaults = GenerateOptions::of_model(checkpoint.dir())?;
+        let defaults = GenerateOptions::of_model(&checkpoint)?;
         let cached = vec![Vec::new(); plan.sequences];
         let (threads, recorder) = (options.threads, options.recorder.clone());
         let engine = Engine::new(&source, program, plan, &options.disk, processor, threads, recorder)?;
@@ -210,6 +214,11 @@ impl Model {
     /// What the disk has delivered so far, and who waited for whom.
     pub fn stream_stats(&self) -> StreamStats {
         self.engine.stream_stats()
+    }
+
+    /// What was read of experts so far, and how much of it was still in memory, if the model has any.
+    pub fn expert_stats(&self) -> Option<DemandStats> {
+        self.engine.expert_stats()
     }
 
     /// The tokenizer and the chat template, if there are any.

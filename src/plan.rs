@@ -6,6 +6,7 @@
 //! fit, spread evenly over the pass: between two tiles that are already there, the disk brings the next.
 
 pub mod device;
+mod experts;
 mod tiers;
 
 pub use tiers::device_bytes;
@@ -16,6 +17,8 @@ use crate::checkpoint::Span;
 use crate::disk::align::enclose;
 use crate::error::{Error, Result};
 use crate::program::{Matrix, MatrixId, Program, Step};
+
+pub use experts::{ExpertPlan, ExpertTile};
 
 /// Memory beyond this does nothing for the ring: it covers what is in flight (64 MiB by default) and the pause between
 /// two passes. More memory keeps more tiles instead.
@@ -91,11 +94,13 @@ pub struct Memory {
     pub ring: usize,
     /// Tiles that stay.
     pub host: usize,
+    /// Tiles of experts, which stay as long as there is room.
+    pub experts: usize,
 }
 
 impl Memory {
     pub fn total(&self) -> usize {
-        self.vectors + self.kv + self.activations + self.scratch + self.ring + self.host
+        self.vectors + self.kv + self.activations + self.scratch + self.ring + self.host + self.experts
     }
 }
 
@@ -117,9 +122,9 @@ pub struct Gpu {
 }
 
 impl Gpu {
-    /// Bytes to be allocated: all but the context.
+    /// Bytes to be allocated: all but the context, in whole pages, which is what a driver gives.
     pub fn allocation(&self) -> usize {
-        self.layout.len() + self.ring + self.tiles
+        (self.layout.len() + self.ring + self.tiles).next_multiple_of(PAGE)
     }
 
     pub fn total(&self) -> u64 {
@@ -132,6 +137,8 @@ impl Gpu {
 pub struct Plan {
     /// In the order in which a pass uses them.
     pub tiles: Vec<Tile>,
+    /// What passes use of experts.
+    pub experts: ExpertPlan,
     /// The most tokens that one pass carries.
     pub rows: usize,
     /// The most rows of logits that one pass gives.
@@ -161,23 +168,30 @@ impl Plan {
             return Err(too_small(request, floor));
         }
         let (split, left) = Split::largest(program, request);
-        let (tiles, ring, host) = place(program, left, request.align);
+        let working = experts::working(program, left, split.ring_floor, request.align);
+        let (tiles, ring, host) = place(program, left - working, request.align);
+        let (experts, cache) = experts::place(program, left - ring - host, request.align);
         Ok(Plan {
             tiles,
+            experts,
             rows: split.rows,
             logit_rows: split.logit_rows,
             context: request.context,
             sequences: request.sequences,
             ram: request.ram,
             floor,
-            memory: Memory { ring, host, ..split.memory },
+            memory: Memory { ring, host, experts: cache, ..split.memory },
             gpu: None,
         })
     }
 
-    /// Bytes that a pass reads from disk once the tiles that stay have been read.
+    /// Bytes that a pass with one token reads from disk once the tiles that stay have been read: of its experts the share
+    /// for which there is no room.
     pub fn disk_bytes(&self) -> u64 {
-        self.tiles.iter().filter(|tile| tile.tier == Tier::Disk).map(|tile| tile.span.len).sum()
+        let streamed: u64 = self.tiles.iter().filter(|tile| tile.tier == Tier::Disk).map(|tile| tile.span.len).sum();
+        let kept = (self.memory.experts as u64).min(self.experts.bytes);
+        let absent = u128::from(self.experts.bytes - kept) * u128::from(self.experts.token_bytes);
+        streamed + (absent / u128::from(self.experts.bytes.max(1))) as u64
     }
 
     /// Bytes that a pass copies to the GPU once the tiles that stay there are there.
@@ -185,15 +199,21 @@ impl Plan {
         self.tiles.iter().filter(|tile| tile.tier != Tier::Device).map(|tile| tile.span.len).sum()
     }
 
-    /// Bytes of weights that a pass multiplies.
-    pub fn pass_bytes(&self) -> u64 {
+    /// Bytes of weights that every pass multiplies: all but those of experts.
+    pub fn shared_bytes(&self) -> u64 {
         self.tiles.iter().map(|tile| tile.span.len).sum()
     }
 
-    /// Seconds for a pass that carries one token: the slower of reading and multiplying, since they overlap.
-    /// Bandwidths are in bytes per second.
-    pub fn seconds_per_pass(&self, disk: f64, multiply: f64) -> f64 {
-        (self.disk_bytes() as f64 / disk).max(self.pass_bytes() as f64 / multiply)
+    /// Bytes of weights that a pass with one token multiplies.
+    pub fn pass_bytes(&self) -> u64 {
+        self.shared_bytes() + self.experts.token_bytes
+    }
+
+    /// Seconds for a pass that carries one token: the slowest of reading, copying to the GPU (if there is one) and
+    /// multiplying, since they overlap. Bandwidths are in bytes per second.
+    pub fn seconds_per_pass(&self, disk: f64, copy: f64, multiply: f64) -> f64 {
+        let copied = if self.gpu.is_some() { self.copied_bytes() } else { 0 };
+        (self.disk_bytes() as f64 / disk).max(copied as f64 / copy).max(self.pass_bytes() as f64 / multiply)
     }
 }
 
@@ -204,6 +224,8 @@ struct Split {
     memory: Memory,
     /// The smallest ring that works.
     ring_floor: usize,
+    /// The smallest memory for experts that works.
+    expert_floor: usize,
 }
 
 impl Split {
@@ -213,24 +235,35 @@ impl Split {
         let selected: usize = program.selected_buffers().iter().map(|buffer| program.buffers[buffer.0]).sum();
         // A cosine and a sine for each pair that rotates; a factor for a step that scales rows.
         let angles: usize = program.ropes.iter().map(|rope| rope.rotary_dim()).sum();
-        let per_row = program.buffers.iter().sum::<usize>() - selected + angles + 1;
+        // A row's experts and what they count, by row and by expert: six numbers' room for each.
+        let chosen = program.experts.iter().map(|layer| 6 * layer.top_k).max().unwrap_or(0);
+        let per_row = program.buffers.iter().sum::<usize>() - selected + angles + 1 + chosen;
         let turned = program.turned_keys(request.context);
         let token_kv: usize = program.kv.iter().map(|shape| shape.token_bytes()).sum();
+        // Each twice: as the last pass left it, and as this one will.
+        let states = 2 * of(program.states.iter().sum());
         let memory = Memory {
             vectors: of(program.vectors.iter().map(|tensor| tensor.shape.iter().product::<usize>()).sum()),
-            kv: token_kv.saturating_mul(request.context).saturating_mul(request.sequences),
+            kv: token_kv.saturating_mul(request.context).saturating_add(states).saturating_mul(request.sequences),
             activations: of((per_row * rows + selected * logit_rows).saturating_add(turned))
                 .saturating_add(program.embedding.row_bytes() * rows),
-            scratch: request.scratch,
+            scratch: request.scratch + experts::factor_bytes(program),
             ring: 0,
             host: 0,
+            experts: 0,
         };
         let row = program.matrices.iter().map(Matrix::row_bytes).max().unwrap_or(0);
-        Split { rows, logit_rows, memory, ring_floor: RING_TILES * (row + 2 * request.align) + PAGE }
+        Split {
+            rows,
+            logit_rows,
+            memory,
+            ring_floor: RING_TILES * (row + 2 * request.align) + PAGE,
+            expert_floor: experts::floor(program, request.align),
+        }
     }
 
     fn floor(&self) -> u64 {
-        (self.memory.total() as u64).saturating_add(self.ring_floor as u64)
+        (self.memory.total() as u64).saturating_add((self.ring_floor + self.expert_floor) as u64)
     }
 
     /// As many rows as a quarter of what is free carries: past a few hundred a prompt is bound by arithmetic.
@@ -250,7 +283,7 @@ impl Split {
     }
 }
 
-/// Ring and resident memory come in pages of this many bytes.
+/// Ring and resident memory come in pages of this many bytes, and so does memory of a GPU.
 const PAGE: usize = 2 << 20;
 
 /// Cuts every matrix into tiles and chooses which of them stay. Returns the tiles, the bytes of the ring, and the bytes
@@ -277,15 +310,22 @@ fn cut(program: &Program, bytes: usize) -> Vec<Tile> {
     });
     used.flat_map(|id| {
         let matrix = &program.matrices[id.0];
-        let most = (bytes / matrix.row_bytes()).max(1);
-        let all = matrix.stored_rows();
-        let count = all.div_ceil(most);
-        (0..count).map(move |i| {
-            let rows = all * i / count..all * (i + 1) / count;
-            Tile { matrix: id, span: matrix.span(rows.clone()), rows, tier: Tier::Disk }
+        split(matrix, bytes).map(move |rows| Tile {
+            matrix: id,
+            span: matrix.span(rows.clone()),
+            rows,
+            tier: Tier::Disk,
         })
     })
     .collect()
+}
+
+/// The stored rows of each tile of a matrix.
+fn split(matrix: &Matrix, bytes: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+    let most = (bytes / matrix.row_bytes()).max(1);
+    let all = matrix.stored_rows();
+    let count = all.div_ceil(most);
+    (0..count).map(move |i| all * i / count..all * (i + 1) / count)
 }
 
 /// Marks tiles of [`Tier::Disk`] to stay somewhere else, at even distances, until `bytes` are used, of which each takes
@@ -330,9 +370,9 @@ mod tests {
     use crate::encoding::Encoding;
     use crate::program::{Buffer, KvShape, Product, Rope, RopeStyle};
 
-    const ALIGN: usize = 4096;
+    pub(super) const ALIGN: usize = 4096;
 
-    fn matrix(offset: u64, rows: usize, cols: usize) -> Matrix {
+    pub(super) fn matrix(offset: u64, rows: usize, cols: usize) -> Matrix {
         let span = Span { file: FileId(0), offset, len: (rows * cols * 2) as u64 };
         let tensor = Tensor {
             name: format!("at {offset}"),
@@ -345,7 +385,7 @@ mod tests {
     }
 
     /// A program that multiplies with matrices of these shapes, one after the other.
-    fn program(shapes: &[(usize, usize)]) -> Program {
+    pub(super) fn program(shapes: &[(usize, usize)]) -> Program {
         let mut offset = 1237;
         let place = |&(rows, cols): &(usize, usize)| {
             let matrix = matrix(offset, rows, cols);
@@ -363,24 +403,26 @@ mod tests {
             buffers: vec![64, 64, 64],
             embedding: matrix(0, 100, 64),
             matrices,
+            experts: Vec::new(),
             vectors: Vec::new(),
             ropes: vec![Rope { style: RopeStyle::Half, inv_freq: vec![1.0; 8], attention_factor: 1.0, dynamic: None }],
             kv: vec![KvShape { heads: 2, key_dim: 16, value_dim: 16 }; 2],
+            states: Vec::new(),
             steps,
             logits: Buffer(1),
         }
     }
 
-    fn request(ram: u64) -> Request {
+    pub(super) fn request(ram: u64) -> Request {
         Request { ram, context: 100, sequences: 2, all_logits: false, align: ALIGN, scratch: 10_000, gpu: None }
     }
 
-    fn shapes() -> impl Strategy<Value = Vec<(usize, usize)>> {
+    pub(super) fn shapes() -> impl Strategy<Value = Vec<(usize, usize)>> {
         prop::collection::vec((1..4000usize, 1..3000usize), 2..30)
     }
 
     /// The floor that an error names, in bytes.
-    fn named_floor(error: Error) -> u64 {
+    pub(super) fn named_floor(error: Error) -> u64 {
         let text = error.to_string();
         let mib = text.split("at least ").nth(1).and_then(|rest| rest.split(' ').next()).expect("a floor");
         mib.parse::<u64>().expect("a number of MiB") << 20
@@ -460,6 +502,6 @@ mod tests {
     #[test]
     fn a_pass_takes_as_long_as_the_slower_of_disk_and_arithmetic() {
         let plan = Plan::new(&program(&[(1000, 512), (300, 700)]), &request(1 << 30)).unwrap();
-        assert_eq!(plan.seconds_per_pass(1e9, 1e6), plan.pass_bytes() as f64 / 1e6);
+        assert_eq!(plan.seconds_per_pass(1e9, 1.0, 1e6), plan.pass_bytes() as f64 / 1e6);
     }
 }

@@ -5,6 +5,8 @@
 //! Activations live in *buffers*, row-major `[tokens, width]` in float32. Rows are the tokens of one pass, possibly of
 //! several sequences. A step reads and writes different buffers, unless it says "in place".
 
+mod moe;
+mod recurrent;
 mod rope;
 
 use std::ops::Range;
@@ -12,6 +14,8 @@ use std::ops::Range;
 use crate::checkpoint::{Span, Tensor};
 use crate::encoding::Encoding;
 
+pub use moe::{Expert, ExpertLayer, Experts, Exponents, Gating, Packing, Routing, Scores, Weigh};
+pub use recurrent::{Convolution, DeltaRule, StateId};
 pub use rope::{Dynamic, Rope, RopeId, RopeStyle, inv_freq};
 
 /// A forward pass of one model.
@@ -27,6 +31,9 @@ pub struct Program {
     pub buffers: Vec<usize>,
     /// Weights that are streamed, indexed by [`MatrixId`], in the order in which the steps use them.
     pub matrices: Vec<Matrix>,
+    /// Weights of which a pass streams only what its tokens are routed to, by layer, in the order in which the steps use
+    /// them.
+    pub experts: Vec<ExpertLayer>,
     /// The embedding table, of which a pass reads only the rows of its tokens.
     pub embedding: Matrix,
     /// Small weights (norms, biases) that stay in memory as float32, indexed by [`VectorId`]. Where a step needs only a
@@ -36,6 +43,8 @@ pub struct Program {
     pub ropes: Vec<Rope>,
     /// What the KV cache holds for each attention layer.
     pub kv: Vec<KvShape>,
+    /// Float32 numbers that a sequence has in the state of each layer that keeps one, indexed by [`StateId`].
+    pub states: Vec<usize>,
     /// What to do, in order.
     pub steps: Vec<Step>,
     /// The buffer that holds the logits after the last step.
@@ -164,6 +173,8 @@ pub enum Step {
     /// Picks parts of packed projections whose rows are interleaved: a row of `output` is made of runs of `run` values;
     /// run i comes from `first + i · stride` of the input's row.
     Rearrange { input: Buffer, output: Buffer, first: usize, run: usize, stride: usize },
+    /// Lays rows side by side: a row of `output` is the same row of each part, one after the other.
+    Join { parts: Vec<Buffer>, output: Buffer },
     /// Rotates each head of `head_dim` values by its token's position, in place: dimensions `start` to
     /// `start + rope.rotary_dim()`; the others stay.
     Rope { buffer: Buffer, rope: RopeId, head_dim: usize, start: usize },
@@ -171,8 +182,23 @@ pub enum Step {
     ScaleQueries { buffer: Buffer, by: QueryScale },
     /// Appends keys and values to the KV cache of `layer`.
     Append { layer: usize, keys: Buffer, values: Buffer },
+    /// The same where keys share the end: the first values of each key, then its value, lie side by side in `packed`, for
+    /// one head after the other, and `shared` has the last values of every head's key.
+    AppendShared { layer: usize, packed: Buffer, shared: Buffer },
     /// Causal attention of `queries` over the KV cache of `layer`. Consecutive query heads share a key head.
     Attend { layer: usize, queries: Buffer, output: Buffer, attention: Attention },
+    /// A convolution over the tokens of each sequence.
+    Convolve(Convolution),
+    /// The gated delta rule over the tokens of each sequence.
+    DeltaRule(DeltaRule),
+    /// Chooses experts for every token from a router's logits. `layer` is an index into [`Program::experts`].
+    Route { layer: usize, logits: Buffer, routing: Routing },
+    /// Runs the experts that the latest router chose.
+    Experts(Experts),
+    /// Multiplies each row of `buffer` by the sigmoid of the one number in the same row of `gate`, in place.
+    GateRows { gate: Buffer, buffer: Buffer },
+    /// `output += input`
+    Add { input: Buffer, output: Buffer },
     /// `gate = activation(gate) · up`, in place.
     Glu { activation: Activation, gate: Buffer, up: Buffer },
     /// `buffer = activation(buffer)`, in place.
@@ -187,16 +213,22 @@ impl Step {
     /// The buffer that it writes.
     pub fn output(&self) -> Option<Buffer> {
         match self {
-            Step::Append { .. } => None,
+            Step::Append { .. } | Step::AppendShared { .. } | Step::Route { .. } => None,
+            Step::Experts(experts) => Some(experts.output),
+            Step::Convolve(convolution) => Some(convolution.buffer),
+            Step::DeltaRule(rule) => Some(rule.output),
             Step::MatMul(product) => Some(product.output),
             Step::Embed { output, .. }
             | Step::Norm { output, .. }
             | Step::Rearrange { output, .. }
+            | Step::Join { output, .. }
             | Step::Attend { output, .. }
+            | Step::Add { output, .. }
             | Step::Select { output, .. } => Some(*output),
             Step::HeadNorm { buffer, .. }
             | Step::Rope { buffer, .. }
             | Step::ScaleQueries { buffer, .. }
+            | Step::GateRows { buffer, .. }
             | Step::Activate { buffer, .. }
             | Step::SoftCap { buffer, .. }
             | Step::Glu { gate: buffer, .. } => Some(*buffer),
@@ -286,6 +318,8 @@ pub enum Activation {
     GeluTanh,
     /// `max(x, 0)`
     Relu,
+    /// `1 / (1 + e⁻ˣ)`
+    Sigmoid,
 }
 
 /// How a query depends on its position p (from 0), beside its rotation.

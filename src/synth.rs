@@ -2,6 +2,7 @@
 //! measuring without a download. A [`Spec`] knows which tensors a `config.json` stands for; [`write()`] writes them.
 
 mod content;
+mod mlp;
 mod noise;
 mod write;
 
@@ -11,6 +12,7 @@ use serde_json::{Map, Value};
 
 use crate::checkpoint::{Dtype, read_json};
 use crate::error::{Error, Result};
+use mlp::Mlp;
 pub(crate) use write::write;
 
 /// Published configurations by name, `{name: config.json}`.
@@ -46,7 +48,7 @@ pub(crate) struct Spec {
     /// The file that the configuration is from, or the name of the preset: for errors.
     source: PathBuf,
     hidden: usize,
-    intermediate: usize,
+    mlp: Mlp,
     vocab: usize,
     layers: usize,
     /// Rows of the query projection: heads × head_dim.
@@ -55,10 +57,9 @@ pub(crate) struct Spec {
     key_value: usize,
     head_dim: usize,
     tied: bool,
-    /// Biases on q, k, v; on o; on the three matrices of the MLP.
+    /// Biases on q, k, v; on o.
     qkv_bias: bool,
     output_bias: bool,
-    mlp_bias: bool,
     /// RMS norms of each head's query and key.
     qk_norm: bool,
 }
@@ -113,9 +114,10 @@ impl Spec {
         // The families differ, as far as tensors go, in these alone.
         let (qkv_bias, output_bias, mlp_bias, qk_norm) = match family {
             "LlamaForCausalLM" => (attention_bias, attention_bias, keys.flag("mlp_bias")?, false),
-            "MistralForCausalLM" => (false, false, false, false),
+            "MistralForCausalLM" | "MixtralForCausalLM" => (false, false, false, false),
             "Qwen2ForCausalLM" => (true, false, false, false),
-            "Qwen3ForCausalLM" => (attention_bias, attention_bias, false, true),
+            "Qwen2MoeForCausalLM" => (keys.get("qkv_bias").is_none_or(|bias| bias == true), false, false, false),
+            "Qwen3ForCausalLM" | "Qwen3MoeForCausalLM" => (attention_bias, attention_bias, false, true),
             other => return Err(keys.unsupported(&format!("writing weights of the architecture `{other}`"))),
         };
         let rows = |heads: usize| {
@@ -123,7 +125,7 @@ impl Spec {
         };
         let spec = Spec {
             hidden,
-            intermediate: keys.size("intermediate_size")?,
+            mlp: Mlp::read(&keys, family, mlp_bias)?,
             vocab: keys.size("vocab_size")?,
             layers: keys.size("num_hidden_layers")?,
             query: rows(heads)?,
@@ -132,7 +134,6 @@ impl Spec {
             tied: keys.flag("tie_word_embeddings")?,
             qkv_bias,
             output_bias,
-            mlp_bias,
             qk_norm,
             source: source.into(),
             config,
@@ -185,9 +186,7 @@ impl Spec {
             linear("self_attn.k_proj", self.key_value, self.hidden, self.qkv_bias);
             linear("self_attn.v_proj", self.key_value, self.hidden, self.qkv_bias);
             linear("self_attn.o_proj", self.hidden, self.query, self.output_bias);
-            linear("mlp.gate_proj", self.intermediate, self.hidden, self.mlp_bias);
-            linear("mlp.up_proj", self.intermediate, self.hidden, self.mlp_bias);
-            linear("mlp.down_proj", self.hidden, self.intermediate, self.mlp_bias);
+            self.mlp.shapes(layer, self.hidden, &mut add);
             if self.qk_norm {
                 add("self_attn.q_norm.weight", &[self.head_dim]);
                 add("self_attn.k_norm.weight", &[self.head_dim]);
@@ -244,6 +243,19 @@ impl Keys<'_> {
         value.as_bool().ok_or_else(|| self.wrong(format!("`{key}` is {value} where true or false was expected")))
     }
 
+    /// A list of whole numbers; none where it is not there.
+    fn indices(&self, key: &str) -> Result<Vec<usize>> {
+        let Some(value) = self.get(key) else { return Ok(Vec::new()) };
+        let list = value.as_array().map(|list| list.iter().map(|item| item.as_u64().map(|i| i as usize)));
+        list.and_then(|mut list| {
+            list.try_fold(Vec::new(), |mut all, item| {
+                all.push(item?);
+                Some(all)
+            })
+        })
+        .ok_or_else(|| self.wrong(format!("`{key}` is {value} where a list of whole numbers was expected")))
+    }
+
     fn wrong(&self, problem: String) -> Error {
         Error::Config { path: self.source.into(), problem }
     }
@@ -260,7 +272,7 @@ mod tests {
     use serde_json::json;
 
     /// Parameters of the published checkpoints, from their own listings.
-    const PARAMETERS: [(&str, u64); 22] = [
+    const PARAMETERS: [(&str, u64); 26] = [
         ("llama-2-7b", 6_738_415_616),
         ("llama-2-13b", 13_015_864_320),
         ("llama-2-70b", 68_976_648_192),
@@ -272,6 +284,8 @@ mod tests {
         ("llama-3.2-1b", 1_235_814_400),
         ("llama-3.2-3b", 3_212_749_824),
         ("mistral-7b", 7_241_732_096),
+        ("mixtral-8x22b", 140_620_634_112),
+        ("mixtral-8x7b", 46_702_792_704),
         ("qwen2.5-0.5b", 494_032_768),
         ("qwen2.5-7b", 7_615_616_512),
         ("qwen2.5-14b", 14_770_033_664),
@@ -282,6 +296,8 @@ mod tests {
         ("qwen3-8b", 8_190_735_360),
         ("qwen3-14b", 14_768_307_200),
         ("qwen3-32b", 32_762_123_264),
+        ("qwen3-30b-a3b", 30_532_122_624),
+        ("qwen3-235b-a22b", 235_093_634_560),
         ("yi-6b", 6_061_035_520),
         ("yi-34b", 34_388_917_248),
     ];
@@ -304,7 +320,10 @@ mod tests {
             "llama32_tied",
             "llama_bias",
             "mistral_window",
+            "mixtral",
             "qwen2",
+            "qwen2_moe",
+            "qwen3_moe",
             "qwen25_tied",
             "qwen3",
             "yi",
@@ -334,7 +353,8 @@ mod tests {
 
     #[test]
     fn what_is_not_understood_is_refused_by_name() {
-        refused(json!({"architectures": ["MixtralForCausalLM"]}), "`MixtralForCausalLM`");
+        refused(json!({"architectures": ["MambaForCausalLM"]}), "`MambaForCausalLM`");
+        refused(json!({"architectures": ["MixtralForCausalLM"]}), "`num_local_experts` is missing");
         refused(json!({"architectures": []}), "`architectures`");
         refused(json!({"quantization_config": {"bits": 4}}), "`quantization_config`");
         refused(json!({"hidden_size": null}), "`hidden_size` is missing");

@@ -37,6 +37,13 @@ fn e4m3(byte: u8) -> f32 {
     if byte & 0x80 != 0 { -magnitude } else { magnitude }
 }
 
+/// One E2M1 by the definition of the format.
+fn e2m1(bits: u8) -> f32 {
+    let (exponent, mantissa) = (i32::from(bits >> 1 & 3), f32::from(bits & 1));
+    let magnitude = if exponent == 0 { mantissa / 2.0 } else { (1.0 + mantissa / 2.0) * 2f32.powi(exponent - 1) };
+    if bits & 8 != 0 { -magnitude } else { magnitude }
+}
+
 /// The numbers of some rows, before factors.
 fn decode(encoding: Encoding, bytes: &[u8]) -> Vec<f32> {
     match encoding {
@@ -44,7 +51,61 @@ fn decode(encoding: Encoding, bytes: &[u8]) -> Vec<f32> {
         Encoding::F16 => bytes.chunks(2).map(|b| half::f16::from_le_bytes(b.try_into().unwrap()).to_f32()).collect(),
         Encoding::Bf16 => bytes.chunks(2).map(|b| half::bf16::from_le_bytes(b.try_into().unwrap()).to_f32()).collect(),
         Encoding::F8E4M3 => bytes.iter().map(|b| e4m3(*b)).collect(),
+        Encoding::Q8_0 => bytes.chunks(34).flat_map(q8_0).collect(),
+        Encoding::Q4_0 => bytes.chunks(18).flat_map(q4_0).collect(),
+        Encoding::Q4K => bytes.chunks(144).flat_map(|block| q4_k_or_q5_k(block, None, &block[16..])).collect(),
+        Encoding::Q5K => bytes.chunks(176).flat_map(|b| q4_k_or_q5_k(b, Some(&b[16..48]), &b[48..])).collect(),
+        Encoding::Q6K => bytes.chunks(210).flat_map(q6_k).collect(),
+        Encoding::Mxfp4 => bytes.iter().flat_map(|b| [e2m1(b & 15), e2m1(b >> 4)]).collect(),
     }
+}
+
+fn half_at(block: &[u8], at: usize) -> f32 {
+    half::f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
+}
+
+fn q8_0(block: &[u8]) -> Vec<f32> {
+    block[2..].iter().map(|b| *b as i8 as f32 * half_at(block, 0)).collect()
+}
+
+fn q4_0(block: &[u8]) -> Vec<f32> {
+    let number = |i: usize| if i < 16 { block[2 + i] & 15 } else { block[2 + i - 16] >> 4 };
+    (0..32).map(|i| (number(i) as f32 - 8.0) * half_at(block, 0)).collect()
+}
+
+/// `high` has the fifth bits, if there are any.
+fn q4_k_or_q5_k(block: &[u8], high: Option<&[u8]>, low: &[u8]) -> Vec<f32> {
+    let packed = &block[4..16];
+    let six = |run: usize| match run {
+        0..4 => (packed[run] & 63, packed[run + 4] & 63),
+        _ => {
+            let (scale, minimum) = (packed[run + 4] & 15, packed[run + 4] >> 4);
+            (scale | packed[run - 4] >> 6 << 4, minimum | packed[run] >> 6 << 4)
+        }
+    };
+    let number = |i: usize| {
+        let (run, at) = (i / 32, i % 32);
+        let four = low[run / 2 * 32 + at] >> (4 * (run % 2)) & 15;
+        four + high.map_or(0, |high| high[at] >> run & 1) * 16
+    };
+    (0..256)
+        .map(|i| {
+            let (scale, minimum) = six(i / 32);
+            half_at(block, 0) * scale as f32 * number(i) as f32 - half_at(block, 2) * minimum as f32
+        })
+        .collect()
+}
+
+fn q6_k(block: &[u8]) -> Vec<f32> {
+    (0..256)
+        .map(|i| {
+            let (half, quarter, at) = (i / 128, i % 128 / 32, i % 32);
+            let low = block[half * 64 + quarter % 2 * 32 + at] >> (4 * (quarter / 2)) & 15;
+            let high = block[128 + half * 32 + at] >> (2 * quarter) & 3;
+            let scale = block[192 + i / 16] as i8 as f32 * half_at(block, 208);
+            scale * ((low | high << 4) as f32 - 32.0)
+        })
+        .collect()
 }
 
 /// Random bytes of rows whose numbers are finite and of ordinary size.
@@ -54,7 +115,22 @@ fn random_rows(encoding: Encoding, random: &mut Random, numbers: usize) -> Vec<u
         Encoding::F16 => random.numbers(numbers).iter().flat_map(|x| half::f16::from_f32(*x).to_le_bytes()).collect(),
         Encoding::Bf16 => random.numbers(numbers).iter().flat_map(|x| half::bf16::from_f32(*x).to_le_bytes()).collect(),
         Encoding::F8E4M3 => random.bytes(numbers).into_iter().map(|b| if b & 0x7f == 0x7f { 0 } else { b }).collect(),
+        // Where the float16 scales of a block are.
+        Encoding::Q8_0 | Encoding::Q4_0 => with_scales(random, encoding, numbers, &[0]),
+        Encoding::Q4K | Encoding::Q5K => with_scales(random, encoding, numbers, &[0, 2]),
+        Encoding::Q6K => with_scales(random, encoding, numbers, &[208]),
+        Encoding::Mxfp4 => random.bytes(numbers / 2),
     }
+}
+
+fn with_scales(random: &mut Random, encoding: Encoding, numbers: usize, places: &[usize]) -> Vec<u8> {
+    let mut bytes = random.bytes(encoding.bytes(numbers));
+    for block in bytes.chunks_mut(encoding.bytes(encoding.multiple())) {
+        for at in places {
+            block[*at..at + 2].copy_from_slice(&half::f16::from_f32(random.numbers(1)[0] / 16.0).to_le_bytes());
+        }
+    }
+    bytes
 }
 
 /// A matrix, with factors if its encoding needs them.

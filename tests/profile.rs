@@ -39,9 +39,12 @@ fn lanes(trace: &Value) -> BTreeMap<String, Vec<(u64, u64, Value)>> {
     lanes
 }
 
+/// For each lane, its spans: start, end and what they say.
+type Lanes = BTreeMap<String, Vec<(u64, u64, Value)>>;
+
 /// What holds of every trace. Returns its lanes.
 #[track_caller]
-fn check(text: &[u8]) -> (Value, BTreeMap<String, Vec<(u64, u64, Value)>>) {
+fn check(text: &[u8]) -> (Value, Lanes) {
     let trace: Value = serde_json::from_slice(text).unwrap();
     let lanes = lanes(&trace);
     for (name, spans) in &lanes {

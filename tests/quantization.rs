@@ -57,7 +57,7 @@ fn factors_are_for_blocks_rows_or_all() {
 
 #[test]
 fn what_is_not_implemented_is_named() {
-    for method in ["gptq", "awq", "bitsandbytes", "mxfp4", "hqq", "quanto"] {
+    for method in ["gptq", "awq", "bitsandbytes", "hqq", "quanto"] {
         let change = |config: &mut Value| config["quantization_config"] = json!({"quant_method": method});
         refused("fp8_block128", change, &[method, "not supported"]);
     }

@@ -182,6 +182,11 @@ def main():
             raise
         print(json.dumps({"skipped": f"{type(error).__name__}: {str(error).splitlines()[0]}"}))
         return
+    except RuntimeError as error:
+        if device == "cuda" or "libcuda" not in str(error):
+            raise
+        print(json.dumps({"skipped": "it needs a CUDA driver"}))
+        return
     touch(tensors)
     end = time.perf_counter()
     sums = {name: zlib.crc32(host_bytes(tensor)) for name, tensor in tensors.items()}

@@ -1,6 +1,7 @@
-"""Runs the loaders that people use on the same file, in turn with disk2gpu: cold, each in a fresh process, what arrives
-checked. README.md beside it says what is compared and how to read the result. Needs nothing but Python's standard library;
-the loaders are installed into a virtual environment of their own with --install.
+"""Runs the loaders that people use on the same file, in turn with disk2gpu: cold, each in a fresh process, and checked.
+
+README.md beside it says what is compared and how to read the result. Needs nothing but Python's standard library; the loaders
+are installed into a virtual environment of their own with --install.
 """
 
 import argparse
@@ -323,12 +324,15 @@ def main():
     total = sum(end - begin for begin, end in spans(path).values())
     found = rows(options, path, device)
     ours = verify_ours(options, path, device)
-    for turn in range(options.runs):
-        for row in found:
-            if row.skipped:
-                continue
-            print(f"turn {turn + 1} of {options.runs}: {row.name}", file=sys.stderr)
-            note(row, run(row, path, options.prefix.split()), expected, total)
+    try:
+        for turn in range(options.runs):
+            for row in found:
+                if row.skipped:
+                    continue
+                print(f"turn {turn + 1} of {options.runs}: {row.name}", file=sys.stderr)
+                note(row, run(row, path, options.prefix.split()), expected, total)
+    except KeyboardInterrupt:
+        print("interrupted: what there is so far", file=sys.stderr)
     for row in found:
         if row.name == "disk2gpu":
             for sample in row.samples:

@@ -96,6 +96,7 @@ impl Processor {
 
     /// What a plan has to know of a GPU, with a budget of `vram` bytes of its memory; by default nine tenths of what is
     /// free.
+    #[cfg_attr(not(feature = "cuda"), allow(unused_variables))]
     pub fn gpu(&self, vram: Option<u64>) -> Option<GpuRequest> {
         match self {
             Processor::Cpu { .. } => None,
@@ -105,6 +106,24 @@ impl Processor {
                 Some(GpuRequest { vram: vram.unwrap_or(context + card.free_bytes() / 10 * 9), context })
             }
         }
+    }
+
+    /// How fast the GPU is fed and reads its own memory, in bytes per second; `None` for the processor.
+    ///
+    /// # Errors
+    /// As [`cuda::measure`].
+    #[cfg(feature = "cuda")]
+    pub fn measure(&self, time: std::time::Duration) -> Result<Option<(f64, f64)>> {
+        match self {
+            Processor::Cpu { .. } => Ok(None),
+            Processor::Cuda { card, .. } => cuda::measure(card, time).map(|speeds| Some((speeds.copy, speeds.read))),
+        }
+    }
+
+    /// Nothing, in a build without GPUs.
+    #[cfg(not(feature = "cuda"))]
+    pub fn measure(&self, _: std::time::Duration) -> Result<Option<(f64, f64)>> {
+        Ok(None)
     }
 
     /// For people: the GPU's name, or why there is none.

@@ -9,9 +9,9 @@ pub use device::{Device, Processor};
 
 use crate::error::Result;
 use crate::pass::Segment;
-use crate::plan::Tile;
-use crate::program::{Product, Step};
-use crate::stream::Conveyor;
+use crate::plan::{ExpertTile, Tile};
+use crate::program::{Buffer, Experts, Product, Routing, Step};
+use crate::stream::{self, Conveyor};
 
 /// A device, with everything that the steps of one program work on: small weights, buffers, KV cache, all taken when it is
 /// made. The engine walks the program and calls it for each step, in order; a device may run behind, up to
@@ -29,6 +29,14 @@ pub trait Backend: Send {
 
     /// Takes the next tile, which is this one, from `feed`, and multiplies with it.
     fn multiply(&mut self, product: &Product, tile: &Tile, feed: &mut Conveyor) -> Result<()>;
+
+    /// Chooses experts for every token of the pass; returns those that any token has, rising. The engine asks for their
+    /// tiles and goes on with other steps while they are read.
+    fn route(&mut self, logits: Buffer, routing: &Routing) -> Result<Vec<usize>>;
+
+    /// Takes the next tile of an expert, which is this one, from `feed`, and multiplies with it. They come in the order of
+    /// the plan; with the last tile of an expert, its result is added to the step's output.
+    fn expert(&mut self, step: &Experts, tile: &ExpertTile, feed: &mut stream::Experts) -> Result<()>;
 
     /// Ends a pass: its logits are there.
     fn finish(&mut self, feed: &mut Conveyor) -> Result<()>;

@@ -1,9 +1,10 @@
-//! The element types of the safetensors format, by the names that its headers use.
+//! The element types of tensors: those of the safetensors format, by the names that its headers use, and GGUF's blocks.
 
 use std::fmt;
 
 /// How the numbers of a tensor are stored. The names are those of the safetensors format (0.8), less its types of
-/// under a byte (`F4`, `F6_E2M3`, `F6_E3M2`), which no model supported here is stored in: they are refused by name.
+/// under a byte (`F4`, `F6_E2M3`, `F6_E3M2`), which no model supported here is stored in: they are refused by name. The
+/// last five are found in GGUF files only: blocks of numbers with scales among them (see [`crate::encoding::Encoding`]).
 /// That a type is listed says that a file holding it opens, not that weights of it can be computed with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -27,9 +28,15 @@ pub enum Dtype {
     U64,
     F64,
     C64,
+    Q8_0,
+    Q4_0,
+    Q4K,
+    Q5K,
+    Q6K,
 }
 
 impl Dtype {
+    /// The types of safetensors.
     pub(crate) const ALL: [Dtype; 19] = [
         Dtype::Bool,
         Dtype::U8,
@@ -52,18 +59,28 @@ impl Dtype {
         Dtype::C64,
     ];
 
-    /// Bytes per element.
-    pub fn size(self) -> usize {
+    /// Elements that are stored together, and their bytes: one, except in GGUF's blocks.
+    pub const fn block(self) -> (usize, usize) {
         match self {
-            Dtype::Bool | Dtype::U8 | Dtype::I8 => 1,
-            Dtype::F8E4M3 | Dtype::F8E5M2 | Dtype::F8E4M3Fnuz | Dtype::F8E5M2Fnuz | Dtype::F8E8M0 => 1,
-            Dtype::I16 | Dtype::U16 | Dtype::F16 | Dtype::Bf16 => 2,
-            Dtype::I32 | Dtype::U32 | Dtype::F32 => 4,
-            Dtype::I64 | Dtype::U64 | Dtype::F64 | Dtype::C64 => 8,
+            Dtype::Bool | Dtype::U8 | Dtype::I8 => (1, 1),
+            Dtype::F8E4M3 | Dtype::F8E5M2 | Dtype::F8E4M3Fnuz | Dtype::F8E5M2Fnuz | Dtype::F8E8M0 => (1, 1),
+            Dtype::I16 | Dtype::U16 | Dtype::F16 | Dtype::Bf16 => (1, 2),
+            Dtype::I32 | Dtype::U32 | Dtype::F32 => (1, 4),
+            Dtype::I64 | Dtype::U64 | Dtype::F64 | Dtype::C64 => (1, 8),
+            Dtype::Q8_0 => (32, 34),
+            Dtype::Q4_0 => (32, 18),
+            Dtype::Q4K => (256, 144),
+            Dtype::Q5K => (256, 176),
+            Dtype::Q6K => (256, 210),
         }
     }
 
-    /// The name in a safetensors header.
+    /// Bytes per element, or of a block of them.
+    pub const fn size(self) -> usize {
+        self.block().1
+    }
+
+    /// The name in a header.
     pub fn name(self) -> &'static str {
         match self {
             Dtype::Bool => "BOOL",
@@ -85,6 +102,11 @@ impl Dtype {
             Dtype::U64 => "U64",
             Dtype::F64 => "F64",
             Dtype::C64 => "C64",
+            Dtype::Q8_0 => "Q8_0",
+            Dtype::Q4_0 => "Q4_0",
+            Dtype::Q4K => "Q4_K",
+            Dtype::Q5K => "Q5_K",
+            Dtype::Q6K => "Q6_K",
         }
     }
 

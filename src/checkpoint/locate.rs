@@ -2,8 +2,10 @@
 //! what was looked for and what is there instead.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
+use super::gguf;
 use super::words::{checkpoint_error, excerpt};
 use crate::error::{Error, Result};
 
@@ -34,12 +36,31 @@ impl Form {
 /// Where the list of tensors is.
 #[derive(Debug)]
 pub(super) enum Place {
-    Single { dir: PathBuf, file: PathBuf, form: Form },
-    Sharded { dir: PathBuf, index: PathBuf, form: Form },
+    Single {
+        dir: PathBuf,
+        file: PathBuf,
+        form: Form,
+    },
+    Sharded {
+        dir: PathBuf,
+        index: PathBuf,
+        form: Form,
+    },
+    /// All parts of one model.
+    Gguf {
+        dir: PathBuf,
+        parts: Vec<PathBuf>,
+    },
 }
 
 pub(super) fn locate(path: &Path) -> Result<Place> {
-    let metadata = fs::metadata(path).map_err(Error::io(path, "open"))?;
+    let metadata = fs::metadata(path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => checkpoint_error(
+            path,
+            "does not exist: give a directory with a model, a .gguf file, or a repository of the Hub as org/name",
+        ),
+        _ => Error::io(path, "open")(error),
+    })?;
     if !metadata.is_dir() {
         return locate_file(path);
     }
@@ -54,7 +75,26 @@ pub(super) fn locate(path: &Path) -> Result<Place> {
             return Ok(Place::Single { dir, file, form });
         }
     }
-    Err(checkpoint_error(path, describe(path)?))
+    let names = names(path)?;
+    match gguf::models(&names).as_slice() {
+        [] => Err(checkpoint_error(path, describe(&names))),
+        [model] => Ok(Place::Gguf { dir, parts: gguf::parts(&path.join(model))? }),
+        models => {
+            let problem =
+                format!("holds {} models in GGUF form ({}): give the path of one", models.len(), some_of(models));
+            Err(checkpoint_error(path, problem))
+        }
+    }
+}
+
+/// The names of what a directory holds, sorted.
+fn names(dir: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(dir).map_err(Error::io(dir, "list"))? {
+        names.push(entry.map_err(Error::io(dir, "list"))?.file_name().to_string_lossy().into_owned());
+    }
+    names.sort();
+    Ok(names)
 }
 
 fn locate_file(path: &Path) -> Result<Place> {
@@ -69,7 +109,10 @@ fn locate_file(path: &Path) -> Result<Place> {
         Some(parent) if parent != Path::new("") => parent.to_path_buf(),
         _ => PathBuf::from("."),
     };
-    Ok(Place::Single { dir, file: path.to_path_buf(), form: Form::of(&name) })
+    match name.ends_with(".gguf") {
+        true => Ok(Place::Gguf { dir, parts: gguf::parts(path)? }),
+        false => Ok(Place::Single { dir, file: path.to_path_buf(), form: Form::of(&name) }),
+    }
 }
 
 /// The name of the form that a weight file has, when it is one that cannot be read.
@@ -77,7 +120,7 @@ fn unsupported_form(name: &str) -> Option<&'static str> {
     let extension = Path::new(name).extension()?.to_str()?;
     match extension {
         "ckpt" => Some("PyTorch Lightning (.ckpt)"),
-        "gguf" | "ggml" => Some("GGUF"),
+        "ggml" => Some("GGML, which GGUF replaced,"),
         "h5" => Some("TensorFlow (.h5)"),
         "msgpack" => Some("Flax (.msgpack)"),
         "onnx" => Some("ONNX"),
@@ -87,16 +130,11 @@ fn unsupported_form(name: &str) -> Option<&'static str> {
 }
 
 /// What is wrong with a directory that holds neither an index nor a single file.
-fn describe(dir: &Path) -> Result<String> {
-    let mut names = Vec::new();
-    for entry in fs::read_dir(dir).map_err(Error::io(dir, "list"))? {
-        names.push(entry.map_err(Error::io(dir, "list"))?.file_name().to_string_lossy().into_owned());
-    }
-    names.sort();
-    let searched = "neither model.safetensors nor pytorch_model.bin, nor an index of either, is here";
+fn describe(names: &[String]) -> String {
+    let searched = "neither model.safetensors nor pytorch_model.bin, nor an index of either, nor a .gguf file is here";
     let safetensors: Vec<&str> = names.iter().map(String::as_str).filter(|n| n.ends_with(".safetensors")).collect();
     let foreign = names.iter().find_map(|name| Some((unsupported_form(name)?, name)));
-    Ok(if names.iter().any(|n| n == "snapshots") {
+    if names.iter().any(|n| n == "snapshots") {
         format!(
             "{searched}: this is a model's folder in the Hub's cache, give one of the directories in its snapshots/"
         )
@@ -109,7 +147,7 @@ fn describe(dir: &Path) -> Result<String> {
         format!("{searched}: the directory is empty")
     } else {
         format!("{searched}; found {}", some_of(&names.iter().map(String::as_str).collect::<Vec<_>>()))
-    })
+    }
 }
 
 /// The first few of a list, and how many more there are.

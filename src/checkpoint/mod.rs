@@ -2,12 +2,14 @@
 //! the data is streamed later by whoever holds the ranges.
 //!
 //! [`Checkpoint::open`] takes what the Hub hands out, as it lies on disk: a directory with `model.safetensors` or
-//! `pytorch_model.bin`, or with shards and an index of them, or one such file. Symbolic links (the Hub's cache is made of
+//! `pytorch_model.bin`, or with shards and an index of them, or with one model in GGUF form; or one such file. Symbolic links (the Hub's cache is made of
 //! them) are followed, and never shown: every error names the path that the caller knows.
 
 mod dtype;
+mod gguf;
 mod index;
 mod locate;
+mod metadata;
 mod pickle;
 mod safetensors;
 mod side;
@@ -15,11 +17,16 @@ mod torch;
 mod words;
 mod zip;
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 pub use dtype::Dtype;
 #[doc(hidden)]
+pub use gguf::{GgufHeader, parse_gguf};
+#[doc(hidden)]
 pub use index::parse_index;
+pub use metadata::Metadata;
 #[doc(hidden)]
 pub use pickle::{PickledTensor, parse_pickle};
 #[doc(hidden)]
@@ -78,6 +85,8 @@ pub struct Checkpoint {
     tensors: Vec<Tensor>,
     /// Indices into `tensors`, sorted by name.
     by_name: Vec<u32>,
+    /// Of a GGUF file.
+    metadata: Option<Arc<Metadata>>,
 }
 
 impl Checkpoint {
@@ -99,6 +108,11 @@ impl Checkpoint {
                 Checkpoint::assemble(dir, file, files, tensors)
             }
             Place::Sharded { dir, index, form } => Checkpoint::open_sharded(dir, index, form),
+            Place::Gguf { dir, parts } => {
+                let gguf::Opened { files, tensors, metadata } = gguf::open(&parts)?;
+                let checkpoint = Checkpoint::assemble(dir, metadata.path().into(), files, tensors)?;
+                Ok(Checkpoint { metadata: Some(Arc::new(metadata)), ..checkpoint })
+            }
         }
     }
 
@@ -133,7 +147,7 @@ impl Checkpoint {
             let problem = format!("is also in {}: which of the two is meant cannot be known", file(a).display());
             return Err(tensor_error(file(b), &b.name, problem));
         }
-        Ok(Checkpoint { dir, listing, files, tensors, by_name })
+        Ok(Checkpoint { dir, listing, files, tensors, by_name, metadata: None })
     }
 
     /// The index says that `name` is in the shard `said`; refuses anything else.
@@ -150,6 +164,11 @@ impl Checkpoint {
     /// The directory in which `config.json` and the tokenizer are to be found.
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// What a GGUF file says of its model, instead of `config.json` and the tokenizer's files.
+    pub fn metadata(&self) -> Option<&Arc<Metadata>> {
+        self.metadata.as_ref()
     }
 
     /// The files that hold tensors, in the order of [`FileId`].
@@ -171,13 +190,15 @@ impl Checkpoint {
         self.tensors.iter()
     }
 
-    /// Bytes of all tensors together, without headers.
+    /// Bytes of all tensors together, without headers; those that share bytes count each.
     pub fn bytes(&self) -> u64 {
         self.tensors.iter().fold(0, |sum, t| sum.saturating_add(t.span.len))
     }
 
-    /// The tensor of that name, if there is one.
+    /// The tensor of that name, if there is one. Tensors of a GGUF file are found by the names that they have in the
+    /// checkpoints of Hugging Face, too.
     pub fn get(&self, name: &str) -> Option<&Tensor> {
+        let name = &*self.stored_name(name);
         let found = self.by_name.binary_search_by(|&i| self.tensors[i as usize].name.as_str().cmp(name));
         found.ok().map(|i| &self.tensors[self.by_name[i] as usize])
     }
@@ -185,6 +206,7 @@ impl Checkpoint {
     /// The tensor of that name, or an error that says where it was sought and which names come near.
     pub fn require(&self, name: &str) -> Result<&Tensor> {
         self.get(name).ok_or_else(|| {
+            let name = &*self.stored_name(name);
             let mut problem = format!("is missing; there are {} tensors in {}", self.tensors.len(), self.places());
             let near = nearest(name, self.tensors.iter().map(|t| t.name.as_str()));
             if !near.is_empty() {
@@ -192,6 +214,11 @@ impl Checkpoint {
             }
             tensor_error(&self.listing, name, problem)
         })
+    }
+
+    fn stored_name<'a>(&self, name: &'a str) -> Cow<'a, str> {
+        let translated = self.metadata.as_ref().and_then(|_| gguf::stored_name(name));
+        translated.map_or(Cow::Borrowed(name), Cow::Owned)
     }
 
     fn places(&self) -> String {

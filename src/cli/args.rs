@@ -25,7 +25,11 @@ Examples:
   layerstream generate ./Llama-3.1-70B-Instruct --chat \"What is the capital of France?\" --ram 8GiB
   layerstream chat ./Qwen3-8B --ram 4GiB
 
-MODEL is a directory with a Hugging Face checkpoint (config.json, *.safetensors, tokenizer.json).")]
+MODEL is a directory with a Hugging Face checkpoint (config.json, *.safetensors or pytorch_model*.bin,
+tokenizer), a .gguf file, or a repository of the Hub, org/name or org/name@revision: it is taken from the
+Hub's cache, or downloaded into it. What exists as a path is always a path.
+
+Environment: HF_HOME, HF_HUB_CACHE (where the cache is), HF_HUB_OFFLINE, HF_TOKEN, HF_ENDPOINT.")]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
@@ -41,6 +45,8 @@ pub enum Command {
     Plan(Plan),
     /// Show what a checkpoint holds, and what of it is not supported
     Inspect(Inspect),
+    /// List the families of models that can be run
+    Families(Families),
     /// Write the logits of every position to a file
     Logits(Logits),
     /// Turn the text on standard input into a JSON list of token ids
@@ -51,6 +57,10 @@ pub enum Command {
     RenderChat(RenderChat),
     /// Write a checkpoint of a published shape with random weights, to try and to measure
     Synth(Synth),
+    /// Download a repository of the Hugging Face Hub into its cache, or bring it up to date
+    Pull(Pull),
+    /// Show the models in the Hub's cache
+    List(List),
     /// Print a script that completes commands in a shell
     #[command(
         after_help = "Example:\n  layerstream completions bash > ~/.local/share/bash-completion/completions/layerstream"
@@ -174,6 +184,13 @@ pub struct Inspect {
 }
 
 #[derive(Args)]
+pub struct Families {
+    /// Print one JSON list
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
 #[command(after_help = "Example:\n  layerstream logits ./model --ids 1,2,3 --out logits.safetensors")]
 pub struct Logits {
     #[command(flatten)]
@@ -257,10 +274,49 @@ pub struct Synth {
 }
 
 #[derive(Args)]
+#[command(after_help = "\
+Only what is needed is downloaded: configuration, tokenizer, chat template, and one form of the
+weights. It goes on where an earlier download was interrupted, and prints the directory at the end.
+
+Examples:
+  layerstream pull Qwen/Qwen3-8B
+  layerstream pull org/name-GGUF --files '*Q4_K_M.gguf'")]
+pub struct Pull {
+    /// org/name or org/name@revision
+    #[arg(value_name = "MODEL")]
+    pub repo: PathBuf,
+    /// A branch, a tag or a commit
+    #[arg(long, value_name = "NAME")]
+    pub revision: Option<String>,
+    /// Weights to download in place of the usual ones; `*` stands for any text
+    #[arg(long, value_name = "PATTERN", num_args = 1..)]
+    pub files: Vec<String>,
+    #[command(flatten)]
+    pub hub: Hub,
+}
+
+#[derive(Args)]
+pub struct List {
+    /// Print one JSON list
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
 pub struct Model {
-    /// Directory with a Hugging Face checkpoint
+    /// Directory with a Hugging Face checkpoint, or a repository of the Hub (org/name)
     #[arg(value_name = "MODEL")]
     pub path: PathBuf,
+    #[command(flatten)]
+    pub hub: Hub,
+}
+
+/// How to reach the Hugging Face Hub.
+#[derive(Args)]
+pub struct Hub {
+    /// Access token for gated and private repositories (default: HF_TOKEN, or the one that `hf auth login` stored)
+    #[arg(long, value_name = "TOKEN", help_heading = "Hub")]
+    pub hf_token: Option<String>,
 }
 
 /// How an answer is chosen and where it ends.

@@ -6,10 +6,12 @@ use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
 use crate::generate::GenerateOptions;
+use crate::hub::Need;
 use crate::model::{Model, Options};
 
 use super::args;
 use super::generate::{follow, piece};
+use super::hub;
 use super::interrupt::{Reaction, on_next};
 use super::output::tell;
 use super::profile::Seeing;
@@ -22,7 +24,7 @@ const LEAVE: &str = "\n(/quit or Ctrl-D leaves)\n> ";
 pub fn run(args: &args::Chat) -> Result<()> {
     let seeing = Seeing::begin(&args.seeing)?;
     let options = Options { recorder: seeing.recorder(), ..args.resources.options(None, 1) };
-    let mut model = Model::open(&args.model.path, &options)?;
+    let mut model = Model::open(hub::local(&args.model, Need::Model)?, &options)?;
     model.text().chat_template()?;
     // An answer may be as long as the context has room for, unless told otherwise.
     let room = GenerateOptions { max_new_tokens: model.plan().context, ..model.defaults().clone() };

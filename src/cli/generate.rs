@@ -4,10 +4,12 @@ use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 use crate::family;
 use crate::generate::{GenerateOptions, Generation, Output, Token};
+use crate::hub::Need;
 use crate::model::{Model, Options, Outline};
 use crate::text::TextSide;
 
 use super::args;
+use super::hub;
 use super::interrupt::{Reaction, on_next};
 use super::output;
 use super::profile::Seeing;
@@ -17,16 +19,17 @@ use super::report::{Answer, Costs, Report};
 
 pub fn run(args: &args::Generate) -> Result<()> {
     let path = &args.model.path;
-    let checkpoint = Checkpoint::open(path)?;
+    let local = hub::local(&args.model, Need::Model)?;
+    let checkpoint = Checkpoint::open(&local)?;
     let longest = family::program(&checkpoint)?.max_positions;
-    let text = TextSide::open(checkpoint.dir())?;
+    let text = TextSide::of(&checkpoint)?;
     let prompts = prompts::read(args, &text)?;
-    let options = args.answer.over(GenerateOptions::of_model(checkpoint.dir())?);
+    let options = args.answer.over(GenerateOptions::of_model(&checkpoint)?);
     let needed = prompts.iter().map(|prompt| prompt.ids.len()).max().unwrap_or(0) + options.max_new_tokens;
     let seeing = Seeing::begin(&args.seeing)?;
     let resources = args.resources.options(Some(needed.clamp(1, longest)), prompts.len());
     let open = Options { recorder: seeing.recorder(), ..resources };
-    let mut model = Model::start(Outline::new(path, &open)?, text, &open)?;
+    let mut model = Model::start(Outline::new(&local, &open)?, text, &open)?;
 
     on_next(Reaction::Stop(model.stop_flag()));
     let status = Status::watch(model.progress());

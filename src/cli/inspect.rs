@@ -9,14 +9,16 @@ use serde_json::Value;
 use crate::checkpoint::{Checkpoint, Tensor, read_json};
 use crate::error::Result;
 use crate::family;
+use crate::hub::Need;
 use crate::program::{KvShape, Program};
 
 use super::args;
+use super::hub;
 use super::output;
 use super::table::{Table, count, data, memory};
 
 pub fn run(args: &args::Inspect) -> Result<()> {
-    let checkpoint = Checkpoint::open(&args.model.path)?;
+    let checkpoint = Checkpoint::open(&hub::local(&args.model, Need::Model)?)?;
     let program = family::program(&checkpoint);
     let problem = program.as_ref().err().map(ToString::to_string);
     let report = Report::new(&args.model.path, &checkpoint, program.as_ref().ok(), problem, args.tensors);
@@ -72,6 +74,7 @@ struct Run {
     embedding_bytes: u64,
     head_bytes: u64,
     tied_head: bool,
+    /// With one token: of experts only those that it has.
     bytes_per_pass: u64,
     kv_bytes_per_token: usize,
 }
@@ -113,7 +116,7 @@ impl Report {
         let file = |file: &crate::checkpoint::CheckpointFile| File { path: name(&file.path), bytes: file.len };
         Report {
             model: path.display().to_string(),
-            architecture: architecture(checkpoint.dir()),
+            architecture: architecture(checkpoint),
             supported: program.is_some(),
             problem,
             parameters: checkpoint.tensors().map(|tensor| tensor.shape.iter().product::<usize>() as u64).sum(),
@@ -191,7 +194,8 @@ impl Run {
             embedding_bytes: program.embedding.bytes(),
             head_bytes: head.map_or(0, |head| head.bytes()),
             tied_head: head.is_some_and(|head| head.tensor.span == program.embedding.tensor.span),
-            bytes_per_pass: program.matrices.iter().map(|matrix| matrix.bytes()).sum(),
+            bytes_per_pass: program.matrices.iter().map(|matrix| matrix.bytes()).sum::<u64>()
+                + program.experts.iter().map(|layer| layer.token_bytes()).sum::<u64>(),
             kv_bytes_per_token: program.kv.iter().copied().map(KvShape::token_bytes).sum(),
         }
     }
@@ -227,9 +231,12 @@ fn layer(name: &str) -> Option<usize> {
     name.split('.').find_map(|part| part.parse().ok())
 }
 
-/// What `config.json` calls the model, as far as it can be read.
-fn architecture(dir: &Path) -> Option<String> {
-    let config = read_json(&dir.join("config.json")).ok()?;
+/// What `config.json`, or the metadata of a GGUF file, calls the model, as far as it can be read.
+fn architecture(checkpoint: &Checkpoint) -> Option<String> {
+    if let Some(metadata) = checkpoint.metadata() {
+        return metadata.text("general.architecture").ok()?.map(str::to_owned);
+    }
+    let config = read_json(&checkpoint.dir().join("config.json")).ok()?;
     config.get("architectures")?.get(0).and_then(Value::as_str).map(str::to_owned)
 }
 

@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::engine::StopFlag;
 use crate::error::{Error, Result};
+use crate::hub::HubProgress;
 
 use super::output::tell;
 
@@ -15,6 +16,7 @@ pub const EXIT_CODE: u8 = 130;
 pub enum Reaction {
     Exit,
     Stop(StopFlag),
+    StopDownload(HubProgress),
     /// For programs that wait for a person: says how to leave.
     Say(&'static str),
 }
@@ -35,6 +37,7 @@ fn react() {
     match replace(&mut *NEXT.lock().unwrap_or_else(PoisonError::into_inner), Reaction::Exit) {
         Reaction::Exit => std::process::exit(EXIT_CODE.into()),
         Reaction::Stop(flag) => flag.stop(),
+        Reaction::StopDownload(progress) => progress.stop(),
         Reaction::Say(hint) => tell(hint),
     }
 }

@@ -3,9 +3,11 @@
 use serde_json::json;
 
 use crate::error::{Error, Result};
+use crate::hub::Need;
 use crate::model::{Model, Options};
 
 use super::args;
+use super::hub;
 use super::interrupt::{Reaction, on_next};
 use super::output::WholeFile;
 use super::profile::Seeing;
@@ -19,7 +21,7 @@ pub fn run(args: &args::Logits) -> Result<()> {
     let seeing = Seeing::begin(&args.seeing)?;
     let resources = args.resources.options(Some(ids.len()), 1);
     let options = Options { all_logits: true, recorder: seeing.recorder(), ..resources };
-    let mut model = Model::open(&args.model.path, &options)?;
+    let mut model = Model::open(hub::local(&args.model, Need::Model)?, &options)?;
     // From here on Ctrl-C is an error that takes the file away again.
     on_next(Reaction::Stop(model.stop_flag()));
     let mut file = WholeFile::create(&args.out)?;

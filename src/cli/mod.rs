@@ -5,7 +5,9 @@ mod args;
 mod chat;
 #[doc(hidden)]
 pub mod disk2gpu;
+mod families;
 mod generate;
+mod hub;
 mod inspect;
 mod interrupt;
 mod logits;
@@ -60,11 +62,14 @@ fn run(command: Command) -> Result<()> {
         Command::Chat(args) => chat::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Families(args) => families::run(&args),
         Command::Logits(args) => logits::run(&args),
         Command::Tokenize(args) => text::tokenize(&args),
         Command::Detokenize(args) => text::detokenize(&args),
         Command::RenderChat(args) => text::render_chat(&args),
         Command::Synth(args) => synth::run(&args),
+        Command::Pull(args) => hub::pull(&args),
+        Command::List(args) => hub::list(&args),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "layerstream", &mut script);

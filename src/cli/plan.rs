@@ -1,5 +1,5 @@
-//! `plan`: where the memory would go and how long a token would take, from the plan, a quick look at the disk and a
-//! quick look at the processor. No model is run.
+//! `plan`: where the memory would go and how long a token would take, from the plan and quick looks at the disk and at the
+//! processor or the GPU. No model is run.
 
 use std::time::{Duration, Instant};
 
@@ -8,11 +8,13 @@ use serde::Serialize;
 use crate::backend::cpu::{Columns, Cpu, Finish, Scales, Tile};
 use crate::disk::measure;
 use crate::error::Result;
+use crate::hub::Need;
 use crate::model::Outline;
-use crate::plan::{Plan, Tier};
+use crate::plan::{Gpu, Tier};
 use crate::program::{self, Program};
 
 use super::args;
+use super::hub;
 use super::output;
 use super::table::{Table, count, data, memory, rate, seconds};
 
@@ -21,18 +23,31 @@ const LOOK: Duration = Duration::from_millis(500);
 
 pub fn run(args: &args::Plan) -> Result<()> {
     let options = args.resources.options(None, args.sequences);
-    let outline = Outline::new(&args.model.path, &options)?;
-    let (plan, program) = (outline.plan(), outline.program());
+    let outline = Outline::new(&hub::local(&args.model, Need::Model)?, &options)?;
+    let program = outline.program();
     let disk = measure(outline.source(), &options.disk, LOOK)?;
-    let multiply = multiply_speed(program, options.threads)?;
-    let report = Report::new(args.model.path.display().to_string(), program, plan, disk, multiply);
+    let speeds = match outline.processor().measure(LOOK)? {
+        Some((copy, multiply)) => Speeds { disk, copy: Some(copy), multiply },
+        None => Speeds { disk, copy: None, multiply: multiply_speed(program, options.threads)? },
+    };
+    let report = Report::new(args.model.path.display().to_string(), &outline, speeds);
     if args.json { output::json(&report) } else { output::print(&report.table().to_string()) }
+}
+
+/// Bytes per second.
+struct Speeds {
+    disk: f64,
+    /// To the GPU that computes, if one does.
+    copy: Option<f64>,
+    multiply: f64,
 }
 
 #[derive(Serialize)]
 struct Report {
     model: String,
     family: &'static str,
+    /// What would compute.
+    device: String,
     context: usize,
     sequences: usize,
     /// Tokens of a prompt that share a pass.
@@ -40,16 +55,35 @@ struct Report {
     bytes_per_pass: u64,
     disk_bytes_per_pass: u64,
     tiers: Tiers,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    experts: Option<Experts>,
     memory: Memory,
+    /// Null where the processor computes.
+    gpu_memory: Option<GpuMemory>,
     disk_bytes_per_second: f64,
+    /// To the GPU: null where there is none.
+    copy_bytes_per_second: Option<f64>,
     multiply_bytes_per_second: f64,
     seconds_per_token: f64,
+    #[serde(skip)]
+    processor: String,
+    #[serde(skip)]
+    copied_bytes: u64,
 }
 
 #[derive(Serialize)]
 struct Tiers {
+    device: Share,
     host: Share,
     disk: Share,
+}
+
+/// Weights that a pass uses as its tokens choose.
+#[derive(Serialize)]
+struct Experts {
+    bytes: u64,
+    bytes_per_token: u64,
+    tiles: usize,
 }
 
 #[derive(Serialize)]
@@ -64,6 +98,7 @@ struct Memory {
     floor_bytes: u64,
     host_tiles: usize,
     ring: usize,
+    expert_cache: usize,
     kv_cache: usize,
     activations: usize,
     scratch: usize,
@@ -71,60 +106,120 @@ struct Memory {
     total: usize,
 }
 
+#[derive(Serialize)]
+struct GpuMemory {
+    vram_bytes: u64,
+    floor_bytes: u64,
+    /// What the driver and the kernels take.
+    context: u64,
+    tiles: usize,
+    ring: usize,
+    kv_cache: usize,
+    /// Activations, norms and biases, and what a pass brings along.
+    activations: usize,
+    total: u64,
+}
+
+impl GpuMemory {
+    fn new(gpu: &Gpu) -> GpuMemory {
+        GpuMemory {
+            vram_bytes: gpu.vram,
+            floor_bytes: gpu.floor,
+            context: gpu.context,
+            tiles: gpu.tiles,
+            ring: gpu.ring,
+            kv_cache: gpu.layout.kv_len,
+            activations: gpu.layout.fixed,
+            total: gpu.total(),
+        }
+    }
+}
+
 impl Report {
-    fn new(model: String, program: &Program, plan: &Plan, disk: f64, multiply: f64) -> Report {
+    fn new(model: String, outline: &Outline, speeds: Speeds) -> Report {
+        let (plan, Speeds { disk, copy, multiply }) = (outline.plan(), speeds);
         let share = |tier| {
             let tiles: Vec<_> = plan.tiles.iter().filter(|tile| tile.tier == tier).collect();
             Share { tiles: tiles.len(), bytes: tiles.iter().map(|tile| tile.span.len).sum() }
         };
         Report {
             model,
-            family: program.family,
+            family: outline.program().family,
+            device: outline.processor().to_string(),
             context: plan.context,
             sequences: plan.sequences,
             tokens_per_pass: plan.rows,
             bytes_per_pass: plan.pass_bytes(),
             disk_bytes_per_pass: plan.disk_bytes(),
-            tiers: Tiers { host: share(Tier::Host), disk: share(Tier::Disk) },
+            tiers: Tiers { device: share(Tier::Device), host: share(Tier::Host), disk: share(Tier::Disk) },
+            experts: (plan.experts.bytes > 0).then_some(Experts {
+                bytes: plan.experts.bytes,
+                bytes_per_token: plan.experts.token_bytes,
+                tiles: plan.experts.tiles.len(),
+            }),
             memory: Memory {
                 ram_bytes: plan.ram,
                 floor_bytes: plan.floor,
                 host_tiles: plan.memory.host,
                 ring: plan.memory.ring,
+                expert_cache: plan.memory.experts,
                 kv_cache: plan.memory.kv,
                 activations: plan.memory.activations,
                 scratch: plan.memory.scratch,
                 norms_and_biases: plan.memory.vectors,
                 total: plan.memory.total(),
             },
+            gpu_memory: plan.gpu.as_ref().map(GpuMemory::new),
             disk_bytes_per_second: disk,
+            copy_bytes_per_second: copy,
             multiply_bytes_per_second: multiply,
-            seconds_per_token: plan.seconds_per_pass(disk, multiply),
+            seconds_per_token: plan.seconds_per_pass(disk, copy.unwrap_or(f64::INFINITY), multiply),
+            processor: outline.processor().describe(),
+            copied_bytes: plan.copied_bytes(),
         }
     }
 
     fn table(&self) -> Table {
         let bound = match self.disk_bytes_per_pass as f64 / self.disk_bytes_per_second {
             reading if reading >= self.seconds_per_token => "the disk is the limit",
-            _ => "the processor is the limit",
+            _ => match self.copy_bytes_per_second {
+                Some(copy) if self.copied_bytes as f64 / copy >= self.seconds_per_token => {
+                    "copies to the GPU are the limit"
+                }
+                Some(_) => "the GPU is the limit",
+                None => "the processor is the limit",
+            },
         };
-        let percent = 100 * self.tiers.host.bytes / self.bytes_per_pass.max(1);
+        let percent = |share: &Share| 100 * share.bytes / self.bytes_per_pass.max(1);
         let tier = |share: &Share| format!("{} in {}", data(share.bytes), count(share.tiles as u64, "tile"));
         let mut table = Table::default();
         table
             .row("model", format!("{} ({})", self.model, self.family))
+            .row("device", &self.processor)
             .row(
                 "context",
                 format!("{} × {}", count(self.sequences as u64, "sequence"), count(self.context as u64, "token")),
             )
             .row("", "")
-            .row("weights in a pass", data(self.bytes_per_pass))
-            .row("  kept in memory", format!("{} ({percent} %)", tier(&self.tiers.host)))
-            .row("  read every pass", tier(&self.tiers.disk))
+            .row("weights in a pass", data(self.bytes_per_pass));
+        if self.gpu_memory.is_some() {
+            let device = &self.tiers.device;
+            table.row("  kept on the GPU", format!("{} ({} %)", tier(device), percent(device)));
+        }
+        let host = &self.tiers.host;
+        table
+            .row("  kept in memory", format!("{} ({} %)", tier(host), percent(host)))
+            .row("  read every pass", tier(&self.tiers.disk));
+        if let Some(experts) = &self.experts {
+            let all = format!("of {} in {}", data(experts.bytes), count(experts.tiles as u64, "tile"));
+            table.row("  experts of a token", format!("{} {all}", data(experts.bytes_per_token)));
+        }
+        table
             .row("", "")
             .row("budget", format!("{} (at least {})", memory(self.memory.ram_bytes), memory(self.memory.floor_bytes)))
             .row("  weights", memory(self.memory.host_tiles as u64))
             .row("  ring", memory(self.memory.ring as u64))
+            .row("  experts", memory(self.memory.expert_cache as u64))
             .row("  KV cache", memory(self.memory.kv_cache as u64))
             .row(
                 "  activations",
@@ -137,7 +232,22 @@ impl Report {
             .row("  scratch", memory(self.memory.scratch as u64))
             .row("  norms and biases", memory(self.memory.norms_and_biases as u64))
             .row("  total", memory(self.memory.total as u64))
-            .row("", "")
+            .row("", "");
+        if let Some(gpu) = &self.gpu_memory {
+            table
+                .row("GPU budget", format!("{} (at least {})", memory(gpu.vram_bytes), memory(gpu.floor_bytes)))
+                .row("  weights", memory(gpu.tiles as u64))
+                .row("  ring", memory(gpu.ring as u64))
+                .row("  KV cache", memory(gpu.kv_cache as u64))
+                .row("  activations", memory(gpu.activations as u64))
+                .row("  driver", memory(gpu.context))
+                .row("  total", memory(gpu.total))
+                .row("", "");
+        }
+        if let Some(copy) = self.copy_bytes_per_second {
+            table.row("copies, measured", rate(copy));
+        }
+        table
             .row("disk, measured", rate(self.disk_bytes_per_second))
             .row("multiply, measured", rate(self.multiply_bytes_per_second))
             .row("a token takes", format!("{} ({bound})", seconds(self.seconds_per_token)));

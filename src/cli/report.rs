@@ -42,6 +42,9 @@ pub struct Costs {
     huge_pages: bool,
     peak_rss_bytes: u64,
     ram_bytes: u64,
+    /// Of a model with experts: bytes of those that passes used, and the share that was in memory still.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    experts: Option<Experts>,
     model: String,
     device: String,
     vram_bytes: Option<u64>,
@@ -51,6 +54,14 @@ pub struct Costs {
     tokens: (usize, usize),
     #[serde(skip)]
     disk: String,
+}
+
+#[derive(Debug, Serialize)]
+struct Experts {
+    bytes_used: u64,
+    bytes_read: u64,
+    hit_rate: f64,
+    cache_bytes: usize,
 }
 
 /// One answer is told flat; of several, each on its own.
@@ -110,6 +121,12 @@ impl Costs {
             huge_pages,
             peak_rss_bytes: peak_resident(),
             ram_bytes: model.plan().ram,
+            experts: model.expert_stats().map(|experts| Experts {
+                bytes_used: experts.bytes_used,
+                bytes_read: experts.bytes_read,
+                hit_rate: experts.hit_rate().unwrap_or(0.0),
+                cache_bytes: experts.memory_bytes,
+            }),
             model: path.display().to_string(),
             device: model.processor().to_string(),
             vram_bytes: model.plan().gpu.as_ref().map(|gpu| gpu.total()),
@@ -129,7 +146,12 @@ impl Costs {
             .row("speed", format!("{:.2} tokens/s, {}", self.tokens_per_second, passes(self.passes)))
             .row("read", format!("{} from disk, {}", data(self.bytes_read), rate(self.gb_per_second * 1e9)))
             .row("waited", format!("{} for the disk", seconds(self.disk_wait_seconds)))
-            .row("reader", &self.disk)
+            .row("reader", &self.disk);
+        if let Some(experts) = &self.experts {
+            let hits = format!("{:.0} % of {} from memory", 100.0 * experts.hit_rate, data(experts.bytes_used));
+            table.row("experts", format!("{hits}, cache {}", memory(experts.cache_bytes as u64)));
+        }
+        table
             .row("memory", format!("peak {}, budget {}", memory(self.peak_rss_bytes), memory(self.ram_bytes)))
             .row("device", &self.processor);
         if let Some(bytes) = self.vram_bytes {

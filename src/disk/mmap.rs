@@ -7,7 +7,6 @@ use std::io;
 use std::sync::Arc;
 
 use rustix::mm::{MapFlags, ProtFlags};
-use rustix::param::page_size;
 
 use super::{Files, Landed, Read, Reader};
 
@@ -42,8 +41,9 @@ impl Mapped {
     }
 
     /// How many of its pages are in the page cache, and how many there are.
+    #[cfg(feature = "cli")]
     fn cached_pages(&self) -> io::Result<(usize, usize)> {
-        let mut pages = vec![0u8; self.len.div_ceil(page_size())];
+        let mut pages = vec![0u8; self.len.div_ceil(rustix::param::page_size())];
         // SAFETY: the range is that of the mapping, and there is a byte for each of its pages.
         if self.len > 0 && unsafe { libc::mincore(self.base, self.len, pages.as_mut_ptr()) } != 0 {
             return Err(io::Error::last_os_error());
@@ -62,6 +62,7 @@ impl Drop for Mapped {
 }
 
 /// The fraction of a file that is in the page cache at this moment.
+#[cfg(feature = "cli")]
 pub(crate) fn cached_share(file: &File) -> io::Result<f64> {
     let (cached, all) = Mapped::new(file, file.metadata()?.len())?.cached_pages()?;
     Ok(cached as f64 / all.max(1) as f64)
@@ -123,6 +124,7 @@ mod tests {
         }
     }
 
+    #[cfg(feature = "cli")]
     #[test]
     fn a_file_that_was_just_written_is_in_the_cache() {
         let file = tempfile::NamedTempFile::new().unwrap();

@@ -1,10 +1,13 @@
 //! The layers of dense decoders: attention, MLP, head, from the description in `dense`.
 
 use crate::error::Result;
-use crate::program::{Attention, Buffer, KvShape, Matrix, Norm, Product, Program, RopeId, Step};
+use crate::program::{Activation, Attention, Buffer, KvShape, Matrix, Norm, Product, Program, RopeId, Step};
 
-use super::builder::{Builder, Projection};
+use super::builder::{Builder, NormStyle, Projection};
+use super::delta::DeltaBuffers;
 use super::dense::{Dense, Mlp, QkNorm, Qkv};
+use super::latent::LatentBuffers;
+use super::moe::MoeBuffers;
 
 /// The buffers of a dense decoder. Only those are made that its steps use.
 struct Buffers {
@@ -20,6 +23,11 @@ struct Buffers {
     attended: Buffer,
     gate: Buffer,
     up: Buffer,
+    /// The gates of queries.
+    query_gate: Option<Buffer>,
+    delta: Option<DeltaBuffers>,
+    latent: Option<LatentBuffers>,
+    moe: Option<MoeBuffers>,
 }
 
 /// Where a layer's two halves read from and write to.
@@ -63,18 +71,43 @@ impl Builder<'_> {
             true => self.buffer(dense.hidden),
             false => normed,
         };
-        let (q, k, v) = (self.buffer(q_width), self.buffer(kv_width), self.buffer(kv_width));
+        let q = self.buffer(q_width);
+        let (k, v, attended_width) = match dense.latent {
+            Some(latent) => (q, q, dense.heads * latent.value),
+            None => (self.buffer(kv_width), self.buffer(kv_width), q_width),
+        };
         let packed = match names.qkv {
             Qkv::Grouped(_) => self.buffer(q_width + 2 * kv_width),
+            Qkv::Separate(_) if dense.gated => self.buffer(2 * q_width),
             Qkv::Separate(_) | Qkv::Packed(_) => q,
         };
-        let attended = self.buffer(q_width);
-        let gate = self.buffer(dense.intermediate);
+        let attended = self.buffer(attended_width);
+        let all_sparse = dense.moe.as_ref().is_some_and(|sparse| !sparse.layers.contains(&false));
+        let gate = if all_sparse { normed } else { self.buffer(dense.intermediate) };
         let up = match names.mlp {
-            Mlp::Gated { .. } | Mlp::Packed(_) => self.buffer(dense.intermediate),
-            Mlp::Plain(_) => gate,
+            Mlp::Gated { .. } | Mlp::Packed(_) if !all_sparse => self.buffer(dense.intermediate),
+            _ => gate,
         };
-        Buffers { residual, normed, normed_for_mlp, packed, q, k, v, attended, gate, up }
+        let query_gate = dense.gated.then(|| self.buffer(q_width));
+        let delta = dense.delta.as_ref().map(|delta| self.delta_buffers(delta));
+        let latent = dense.latent.as_ref().map(|latent| self.latent_buffers(dense, latent));
+        let moe = dense.moe.as_ref().map(|sparse| self.moe_buffers(&sparse.moe));
+        Buffers {
+            residual,
+            normed,
+            normed_for_mlp,
+            packed,
+            q,
+            k,
+            v,
+            attended,
+            gate,
+            up,
+            query_gate,
+            delta,
+            latent,
+            moe,
+        }
     }
 
     fn layer(&mut self, flow: &Flow) -> Result<()> {
@@ -107,34 +140,60 @@ impl Builder<'_> {
     fn attention(&mut self, flow: &Flow, input: Buffer) -> Result<()> {
         let Flow { dense, on, layer, .. } = *flow;
         let names = dense.names;
+        if let (Some(delta), Some(buffers)) = (&dense.delta, &on.delta)
+            && delta.layers[layer]
+        {
+            return self.delta(dense, delta, buffers, &flow.prefix, [input, on.residual]);
+        }
+        if let (Some(latent), Some(buffers)) = (&dense.latent, &on.latent) {
+            self.latent_attention(dense, latent, buffers, &flow.prefix, [input, on.q, on.attended])?;
+            return self.attention_output(flow, dense.heads * latent.value);
+        }
         self.qkv(flow, input)?;
         for (name, heads, buffer) in [(names.q_norm, dense.heads, on.q), (names.k_norm, dense.kv_heads, on.k)] {
             self.qk_norm(flow, name, heads, buffer)?;
             let waits = buffer == on.k && dense.turn_cached_keys;
             if let Some(rope) = dense.layer_ropes[layer].filter(|_| !waits) {
                 self.step(Step::Rope { buffer, rope: RopeId(rope), head_dim: dense.head_dim, start: 0 });
+                if dense.qk_norm == QkNorm::Rotated {
+                    let NormStyle { kind, eps, .. } = dense.norm;
+                    let norm = Norm { kind, weight: None, bias: None, offset: 0.0, eps };
+                    self.step(Step::HeadNorm { norm, buffer, head_dim: dense.head_dim });
+                }
             }
         }
-        if let Some(by) = dense.query_scale {
+        let unrotated = dense.unrotated_scale.filter(|_| dense.layer_ropes[layer].is_none());
+        if let Some(by) = dense.query_scale.or(unrotated) {
             self.step(Step::ScaleQueries { buffer: on.q, by });
         }
         let (heads, dim) = (dense.kv_heads, dense.head_dim);
         let cache = self.kv(KvShape { heads, key_dim: dim, value_dim: dim });
         self.step(Step::Append { layer: cache, keys: on.k, values: on.v });
+        let sinks = dense.sinks.map(|name| self.vector(&flow.name(name), &[dense.heads])).transpose()?;
         let attention = Attention {
             window: dense.windows[layer],
+            chunk: dense.chunks[layer],
+            sinks,
             soft_cap: dense.soft_cap,
             slopes: dense.slopes.clone(),
             turn_keys: dense.layer_ropes[layer].filter(|_| dense.turn_cached_keys).map(RopeId),
             ..Attention::new(dense.scale)
         };
         self.step(Step::Attend { layer: cache, queries: on.q, output: on.attended, attention });
-        let name = flow.name(names.attention_output);
-        let output = Projection {
-            bias: dense.output_bias,
-            ..Projection::new(&name, dense.hidden, dense.q_width(), on.attended, on.residual)
-        };
-        self.residual(flow, output, names.attention_post_norm)
+        if let Some(gate) = on.query_gate {
+            // In place of the gate: what a step reads beside it stays as it is.
+            self.step(Step::Glu { activation: Activation::Sigmoid, gate, up: on.attended });
+        }
+        self.attention_output(flow, dense.q_width())
+    }
+
+    /// Adds what heads attended to, `width` numbers, to the residual stream.
+    fn attention_output(&mut self, flow: &Flow, width: usize) -> Result<()> {
+        let Flow { dense, on, .. } = *flow;
+        let name = flow.name(dense.names.attention_output);
+        let output = Projection::new(&name, dense.hidden, width, on.query_gate.unwrap_or(on.attended), on.residual);
+        let output = Projection { bias: dense.output_bias, ..output };
+        self.residual(flow, output, dense.names.attention_post_norm)
     }
 
     fn qkv(&mut self, flow: &Flow, input: Buffer) -> Result<()> {
@@ -144,10 +203,20 @@ impl Builder<'_> {
         let bias = dense.qkv_bias;
         match dense.names.qkv {
             Qkv::Separate(names) => {
+                let (queries, q_rows) = match on.query_gate {
+                    Some(_) => (on.packed, 2 * q_width),
+                    None => (on.q, q_width),
+                };
                 for (name, rows, output) in
-                    [(names[0], q_width, on.q), (names[1], kv_width, on.k), (names[2], kv_width, on.v)]
+                    [(names[0], q_rows, queries), (names[1], kv_width, on.k), (names[2], kv_width, on.v)]
                 {
                     self.project(Projection { bias, ..Projection::new(&flow.name(name), rows, cols, input, output) })?;
+                }
+                if let Some(gate) = on.query_gate {
+                    let (input, run) = (on.packed, dense.head_dim);
+                    for (first, output) in [(0, on.q), (run, gate)] {
+                        self.step(Step::Rearrange { input, output, first, run, stride: 2 * run });
+                    }
                 }
             }
             Qkv::Packed(name) => {
@@ -175,7 +244,7 @@ impl Builder<'_> {
         let dense = flow.dense;
         let dim = dense.head_dim;
         let (shape, head_dim): (&[usize], usize) = match dense.qk_norm {
-            QkNorm::None => return Ok(()),
+            QkNorm::None | QkNorm::Rotated => return Ok(()),
             QkNorm::Heads => (&[dim], dim),
             QkNorm::EachHead => (&[heads, dim], dim),
             QkNorm::Whole => (&[heads * dim], heads * dim),
@@ -186,7 +255,12 @@ impl Builder<'_> {
     }
 
     fn mlp(&mut self, flow: &Flow, input: Buffer) -> Result<()> {
-        let Flow { dense, on, .. } = *flow;
+        let Flow { dense, on, layer, .. } = *flow;
+        if let (Some(sparse), Some(buffers)) = (&dense.moe, &on.moe)
+            && sparse.layers[layer]
+        {
+            return self.moe(sparse, buffers, &flow.prefix, input, on.residual);
+        }
         let (inner, cols, bias, activation) = (dense.intermediate, dense.hidden, dense.mlp_bias, dense.activation);
         match dense.names.mlp {
             Mlp::Gated { gate, up } => {

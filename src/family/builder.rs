@@ -7,7 +7,8 @@ use crate::checkpoint::{Checkpoint, Dtype, Tensor};
 use crate::encoding::Encoding;
 use crate::error::{Error, Result};
 use crate::program::{
-    Buffer, KvShape, Matrix, MatrixId, Norm, NormKind, Product, Program, Rope, RopeId, Scales, Step, VectorId,
+    Buffer, ExpertLayer, KvShape, Matrix, MatrixId, Norm, NormKind, Product, Program, Rope, RopeId, Scales, StateId,
+    Step, VectorId,
 };
 
 use super::quantization::Quantization;
@@ -45,7 +46,7 @@ impl<'n> Projection<'n> {
 }
 
 pub struct Builder<'a> {
-    checkpoint: &'a Checkpoint,
+    pub(super) checkpoint: &'a Checkpoint,
     quantization: Quantization,
     family: &'static str,
     buffers: Vec<usize>,
@@ -53,6 +54,8 @@ pub struct Builder<'a> {
     vectors: Vec<Tensor>,
     ropes: Vec<Rope>,
     kv: Vec<KvShape>,
+    states: Vec<usize>,
+    pub(super) experts: Vec<ExpertLayer>,
     steps: Vec<Step>,
 }
 
@@ -67,6 +70,8 @@ impl<'a> Builder<'a> {
             vectors: Vec::new(),
             ropes: Vec::new(),
             kv: Vec::new(),
+            states: Vec::new(),
+            experts: Vec::new(),
             steps: Vec::new(),
         }
     }
@@ -79,10 +84,12 @@ impl<'a> Builder<'a> {
             max_positions,
             buffers: self.buffers,
             matrices: self.matrices,
+            experts: self.experts,
             embedding,
             vectors: self.vectors,
             ropes: self.ropes,
             kv: self.kv,
+            states: self.states,
             steps: self.steps,
             logits,
         }
@@ -117,6 +124,12 @@ impl<'a> Builder<'a> {
     pub fn kv(&mut self, shape: KvShape) -> usize {
         self.kv.push(shape);
         self.kv.len() - 1
+    }
+
+    /// A state of so many numbers for each sequence.
+    pub fn state(&mut self, numbers: usize) -> StateId {
+        self.states.push(numbers);
+        StateId(self.states.len() - 1)
     }
 
     pub fn step(&mut self, step: Step) {
@@ -232,20 +245,26 @@ impl<'a> Builder<'a> {
     }
 
     /// A tensor of the checkpoint, once its shape agrees with the configuration and its numbers can be decoded.
-    fn tensor(&self, name: &str, shape: &[usize]) -> Result<(Tensor, Encoding)> {
-        let tensor = self.checkpoint.require(name)?;
-        if tensor.shape != shape {
-            let path = self.checkpoint.file_path(tensor.span.file).to_path_buf();
-            let problem = format!("its shape is {:?}, but config.json makes it {shape:?}", tensor.shape);
-            return Err(Error::Tensor { path, tensor: name.into(), problem });
-        }
+    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<(Tensor, Encoding)> {
+        let tensor = self.shaped(name, shape)?;
         match Encoding::of(tensor.dtype) {
             Some(encoding) => Ok((tensor.clone(), encoding)),
             None => Err(self.unsupported(tensor, &format!("of type {}", tensor.dtype))),
         }
     }
 
-    fn unsupported(&self, tensor: &Tensor, how: &str) -> Error {
+    /// A tensor of the checkpoint, once its shape agrees with the configuration.
+    pub fn shaped(&self, name: &str, shape: &[usize]) -> Result<&'a Tensor> {
+        let tensor = self.checkpoint.require(name)?;
+        if tensor.shape != shape {
+            let path = self.checkpoint.file_path(tensor.span.file).to_path_buf();
+            let problem = format!("its shape is {:?}, but config.json makes it {shape:?}", tensor.shape);
+            return Err(Error::Tensor { path, tensor: name.into(), problem });
+        }
+        Ok(tensor)
+    }
+
+    pub fn unsupported(&self, tensor: &Tensor, how: &str) -> Error {
         let path = self.checkpoint.file_path(tensor.span.file).to_path_buf();
         Error::Unsupported { path, what: format!("tensor `{}` {how}", tensor.name) }
     }

@@ -34,8 +34,8 @@ const NAMES: Names = Names {
 
 fn build(config: &Config, builder: Builder) -> Result<Program> {
     // The first ChatGLM has the same class names and none of this layout.
-    if !config.has("num_layers") {
-        return Err(config.unsupported("a ChatGLM without `num_layers` (the first ChatGLM-6B)"));
+    if config.has("position_encoding_2d") || config.has("inner_hidden_size") {
+        return Err(config.unsupported("the first ChatGLM-6B (`position_encoding_2d`, `inner_hidden_size`)"));
     }
     let heads = config.count("num_attention_heads")?;
     let groups = match config.flag("multi_query_attention", false)? {

@@ -15,7 +15,7 @@ const ABSURD: u64 = 1 << 31;
 
 /// Names for the same thing, newest first.
 const ALIASES: &[(&str, &[&str])] = &[
-    ("hidden_size", &["n_embd"]),
+    ("hidden_size", &["n_embd", "n_embed"]),
     ("intermediate_size", &["ffn_hidden_size"]),
     ("num_hidden_layers", &["num_layers", "n_layer"]),
     ("num_attention_heads", &["n_head"]),
@@ -35,8 +35,9 @@ const ALIASES: &[(&str, &[&str])] = &[
         ],
     ),
     ("rope_theta", &["rotary_emb_base"]),
+    ("num_experts_per_tok", &["experts_per_token"]),
     ("partial_rotary_factor", &["rotary_pct"]),
-    ("sliding_window_pattern", &["_sliding_window_pattern", "layer_switch"]),
+    ("sliding_window_pattern", &["_sliding_window_pattern"]),
 ];
 
 /// A parsed `config.json`.
@@ -57,6 +58,11 @@ impl Config {
                 problem: format!("expected a JSON object with the model's configuration, found {}", kind(&other)),
             }),
         }
+    }
+
+    /// A configuration that was made from something else, at `path`.
+    pub fn of(path: &Path, keys: Map<String, Value>) -> Config {
+        Config { path: path.into(), keys }
     }
 
     /// The text part of a multimodal configuration: `text_config`, and what of the outer one is about it too. Any other
@@ -127,6 +133,13 @@ impl Config {
         }
     }
 
+    /// A number of things that may be 0, or absent or null.
+    pub fn optional_count(&self, key: &str) -> Result<Option<usize>> {
+        let Some(value) = self.value(key) else { return Ok(None) };
+        let count = value.as_u64().filter(|count| *count < 1 << 16).map(|count| count as usize);
+        count.map(Some).ok_or_else(|| self.wrong(key, "a whole number below 65536", value))
+    }
+
     /// A finite number, or `default` where absent.
     pub fn number(&self, key: &str, default: f64) -> Result<f64> {
         match self.value(key) {
@@ -150,6 +163,14 @@ impl Config {
         }
     }
 
+    /// The same, or a number that is 0 or not.
+    pub fn switch(&self, key: &str, default: bool) -> Result<bool> {
+        match self.value(key).and_then(Value::as_f64) {
+            Some(number) => Ok(number != 0.0),
+            None => self.flag(key, default),
+        }
+    }
+
     /// Refuses, by name, an option with any value but `only`.
     pub fn require(&self, key: &str, only: impl Into<Value>) -> Result<()> {
         let only = only.into();
@@ -166,6 +187,14 @@ impl Config {
         let Some(value) = self.value(key) else { return Ok(None) };
         let list = value.as_array().and_then(|list| list.iter().map(Value::as_str).collect::<Option<Vec<_>>>());
         list.map(Some).ok_or_else(|| self.wrong(key, "a list of strings", value))
+    }
+
+    /// A list of whole numbers, e.g. `mlp_only_layers`.
+    pub fn indices(&self, key: &str) -> Result<Option<Vec<usize>>> {
+        let Some(value) = self.value(key) else { return Ok(None) };
+        let index = |item: &Value| item.as_u64().filter(|&i| i < ABSURD).map(|i| i as usize);
+        let list = value.as_array().and_then(|list| list.iter().map(index).collect::<Option<Vec<_>>>());
+        list.map(Some).ok_or_else(|| self.wrong(key, "a list of whole numbers", value))
     }
 
     /// The activation function that `hidden_act`, or what the family calls it, names.

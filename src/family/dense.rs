@@ -1,4 +1,4 @@
-//! What a dense decoder is, as data: sizes, names of tensors, and what of the things that decoders differ in it has. It
+//! What a decoder is, as data: sizes, names of tensors, and what of the things that decoders differ in it has. It
 //! begins as Llama; a family says what is different.
 
 use crate::error::Result;
@@ -6,10 +6,12 @@ use crate::program::{Activation, NormKind, QueryScale, Rope};
 
 use super::Config;
 use super::builder::NormStyle;
+use super::delta::Delta;
+use super::latent::Latent;
+use super::moe::Sparse;
 use super::rope::Rotation;
 
-/// A dense decoder.
-#[derive(Clone)]
+/// A decoder. Dense, but for what `moe` says.
 pub struct Dense {
     pub hidden: usize,
     pub intermediate: usize,
@@ -28,9 +30,17 @@ pub struct Dense {
     /// Biases on all MLP projections.
     pub mlp_bias: bool,
     pub qk_norm: QkNorm,
+    /// Keys and values of all heads come from one short vector.
+    pub latent: Option<Latent>,
+    /// Layers with the gated delta rule in the place of attention.
+    pub delta: Option<Delta>,
+    /// Each query head comes with a gate for what it attends to, as many rows after its own.
+    pub gated: bool,
     /// Attention and MLP read the same residual stream, and both are added to it.
     pub parallel: bool,
     pub activation: Activation,
+    /// Experts in the place of MLPs.
+    pub moe: Option<Sparse>,
     pub ropes: Vec<Rope>,
     /// Keys go to the cache as they are, and all of them are turned whenever they are looked at.
     pub turn_cached_keys: bool,
@@ -38,12 +48,18 @@ pub struct Dense {
     pub layer_ropes: Vec<Option<usize>>,
     /// The sliding window of each layer.
     pub windows: Vec<Option<usize>>,
+    /// The chunk of positions that each layer's attention stays in.
+    pub chunks: Vec<Option<usize>>,
     /// What dot products of queries and keys are multiplied by.
     pub scale: f32,
     pub soft_cap: Option<f32>,
     /// ALiBi: for each head its slope.
     pub slopes: Option<Vec<f32>>,
     pub query_scale: Option<QueryScale>,
+    /// The same, of layers without rotation alone.
+    pub unrotated_scale: Option<QueryScale>,
+    /// For each head a score that takes its share of attention and has no value: the name of these.
+    pub sinks: Option<&'static str>,
     pub embedding_scale: f32,
     /// What a layer's two results are multiplied by before they are added to the residual stream.
     pub residual_scale: f32,
@@ -65,6 +81,8 @@ pub enum QkNorm {
     EachHead,
     /// Over the whole projection.
     Whole,
+    /// Over each head, without a weight, and after it was rotated; on layers with rotation alone (Llama 4).
+    Rotated,
 }
 
 /// The names of tensors, without `.weight` and `.bias`. Those of a layer come after `{root}{layers}.{number}.`.
@@ -172,16 +190,23 @@ impl Dense {
             output_bias: false,
             mlp_bias: false,
             qk_norm: QkNorm::None,
+            latent: None,
+            delta: None,
+            gated: false,
             parallel: false,
             activation: config.activation("hidden_act")?,
+            moe: None,
             ropes: Vec::new(),
             turn_cached_keys: false,
             layer_ropes: vec![None; layers],
             windows: vec![None; layers],
+            chunks: vec![None; layers],
             scale: 1.0 / (head_dim as f32).sqrt(),
             soft_cap: None,
             slopes: None,
             query_scale: None,
+            unrotated_scale: None,
+            sinks: None,
             embedding_scale: 1.0,
             residual_scale: 1.0,
             tied: config.flag("tie_word_embeddings", false)?,

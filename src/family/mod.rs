@@ -8,21 +8,31 @@ mod builder;
 mod chatglm;
 mod cohere;
 mod config;
+mod deepseek;
+mod delta;
 mod dense;
 mod falcon;
 mod gemma;
+mod gguf;
 mod glm;
 mod gpt_neox;
+mod gpt_oss;
 mod granite;
 mod internlm;
+mod latent;
 mod llama;
+mod llama4;
 mod mistral;
+mod mixtral;
+mod moe;
 mod olmo2;
 mod phi3;
 mod quantization;
 mod qwen1;
 mod qwen2;
 mod qwen3;
+mod qwen3_next;
+mod qwen_moe;
 mod rope;
 mod starcoder2;
 
@@ -46,9 +56,14 @@ struct Family {
 const FAMILIES: &[Family] = &[
     llama::FAMILY,
     mistral::FAMILY,
+    mixtral::FAMILY,
     qwen1::FAMILY,
     qwen2::FAMILY,
     qwen3::FAMILY,
+    qwen_moe::QWEN2,
+    qwen_moe::QWEN3,
+    qwen3_next::QWEN3_NEXT,
+    qwen3_next::QWEN3_5,
     chatglm::FAMILY,
     glm::FAMILY,
     glm::GLM4,
@@ -58,7 +73,11 @@ const FAMILIES: &[Family] = &[
     gemma::FAMILY,
     gemma::GEMMA2,
     gemma::GEMMA3,
+    deepseek::V2,
+    deepseek::V3,
     phi3::FAMILY,
+    llama4::FAMILY,
+    gpt_oss::FAMILY,
     olmo2::FAMILY,
     cohere::FAMILY,
     cohere::COHERE2,
@@ -68,6 +87,9 @@ const FAMILIES: &[Family] = &[
     gpt_neox::FAMILY,
 ];
 
+/// What every family is read from.
+const FORMS: &str = "safetensors, .bin: bf16, f16, f32, fp8";
+
 /// A family that can be run, for people to read.
 #[derive(Clone, Copy, Debug, serde::Serialize)]
 pub struct Supported {
@@ -76,6 +98,8 @@ pub struct Supported {
     pub architectures: &'static [&'static str],
     /// How it differs from Llama.
     pub special: &'static str,
+    /// The forms of checkpoints that it is read from.
+    pub forms: &'static str,
 }
 
 /// All families that can be run.
@@ -84,17 +108,36 @@ pub fn supported() -> impl Iterator<Item = Supported> {
         family: family.name,
         architectures: family.architectures,
         special: family.special,
+        forms: FORMS,
     };
     FAMILIES.iter().map(row)
 }
 
-/// Builds the program of the model in `checkpoint`, from the `config.json` beside it.
+/// All families that can be run, as a Markdown table with columns of equal width.
+pub fn table() -> String {
+    let head = ["family", "architectures", "what is special", "forms"].map(String::from);
+    let rows = supported()
+        .map(|row| [row.family.into(), row.architectures.join(", "), row.special.into(), row.forms.to_string()]);
+    let mut rows: Vec<[String; 4]> = std::iter::once(head).chain(rows).collect();
+    let widths: [usize; 4] = std::array::from_fn(|i| rows.iter().map(|row| row[i].chars().count()).max().unwrap_or(0));
+    rows.insert(1, widths.map(|width| "-".repeat(width)));
+    let line = |row: &[String; 4]| {
+        let cells: Vec<String> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        format!("| {} |\n", cells.join(" | "))
+    };
+    rows.iter().map(line).collect()
+}
+
+/// Builds the program of the model in `checkpoint`, from the `config.json` beside it or the metadata in it.
 ///
 /// # Errors
 /// `Unsupported` for an architecture or option that is not implemented, `Config` for a configuration that is incomplete
 /// or impossible, `Tensor` for tensors that are missing or contradict the configuration.
 pub fn program(checkpoint: &Checkpoint) -> Result<Program> {
-    let config = Config::open(checkpoint.dir())?;
+    let config = match checkpoint.metadata() {
+        Some(metadata) => gguf::config(checkpoint, metadata)?,
+        None => Config::open(checkpoint.dir())?,
+    };
     let architecture = config.architecture()?;
     let Some(family) = FAMILIES.iter().find(|family| family.architectures.contains(&architecture)) else {
         let known: Vec<_> = FAMILIES.iter().flat_map(|family| family.architectures).copied().collect();
@@ -102,5 +145,9 @@ pub fn program(checkpoint: &Checkpoint) -> Result<Program> {
     };
     let config = config.text()?;
     let quantization = Quantization::read(&config)?;
-    (family.build)(&config, Builder::new(family.name, checkpoint, quantization))
+    let mut program = (family.build)(&config, Builder::new(family.name, checkpoint, quantization))?;
+    if let Some(metadata) = checkpoint.metadata() {
+        gguf::finish(&mut program, metadata)?;
+    }
+    Ok(program)
 }

@@ -7,6 +7,7 @@
 //! | `fp8` (DeepSeek-V3, Qwen3-FP8) | E4M3 | `weight_scale_inv`, one for each block of `weight_block_size` |
 //! | `compressed-tensors`, 8-bit float | E4M3 | `weight_scale`: one, one for each row, or for each block |
 //! | `fbgemm_fp8` | E4M3 | `weight_scale`, one for each row |
+//! | `mxfp4` (gpt-oss) | experts alone, in tensors of other names | beside them |
 
 use serde_json::{Map, Value};
 
@@ -49,6 +50,8 @@ impl Quantization {
                 Ok(Quantization::Factors { suffix: "_scale_inv", block })
             }
             "fbgemm_fp8" => Ok(Quantization::Factors { suffix: "_scale", block: None }),
+            // Which tensors are, their names say: the family knows them.
+            "mxfp4" => Ok(Quantization::None),
             "compressed-tensors" => compressed(config, section),
             _ => Err(config.unsupported(format!("a checkpoint quantized with `{method}` (quantization_config)"))),
         }

@@ -29,8 +29,17 @@ fn build(config: &Config, builder: Builder) -> Result<Program> {
 pub(super) fn windows(config: &Config, layers: usize) -> Result<Vec<Option<usize>>> {
     let used = config.flag("use_sliding_window", false)?;
     let first = config.number("max_window_layers", 28.0)? as usize;
-    let slides = config.sliding_layers(layers, |layer| used && layer >= first)?;
-    match used {
+    windows_where(config, layers, |layer| used && layer >= first)
+}
+
+/// The same, but where `layer_types` is silent, as `by_default` says.
+pub(super) fn windows_where(
+    config: &Config,
+    layers: usize,
+    by_default: impl Fn(usize) -> bool,
+) -> Result<Vec<Option<usize>>> {
+    let slides = config.sliding_layers(layers, by_default)?;
+    match config.flag("use_sliding_window", false)? {
         true => config.windows(&slides),
         false if slides.contains(&true) => {
             Err(config.problem("`layer_types` has sliding layers, but `use_sliding_window` is off"))

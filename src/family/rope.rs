@@ -58,6 +58,21 @@ impl Rotation<'_> {
         }
     }
 
+    /// What DeepSeek's models multiply dot products by beside `1/√dim`: the square of what YaRN's `mscale_all_dim` makes of
+    /// the stretch.
+    pub fn score_scale(&self, config: &Config) -> Result<f32> {
+        let keys = match self.parameters(config)? {
+            Some(keys) => Some(keys),
+            None => config.section("rope_scaling")?,
+        };
+        let Some(keys) = keys else { return Ok(1.0) };
+        let scaling = Scaling { config, keys, theta: self.theta, max_positions: self.max_positions };
+        match (scaling.kind()?, scaling.number("mscale_all_dim")?) {
+            ("default", _) | (_, None) => Ok(1.0),
+            (_, Some(all)) => Ok(mscale(scaling.factor()?, all).powi(2) as f32),
+        }
+    }
+
     /// Unscaled frequencies of this base, over `dim` dimensions.
     pub fn plain(&self, config: &Config, theta: f64, dim: usize) -> Result<Rope> {
         if !(theta.is_finite() && theta > 1.0) {
@@ -214,10 +229,9 @@ impl Scaling<'_> {
         if let Some(given) = self.number("attention_factor")? {
             return Ok(given);
         }
-        let mscale = |m: f64| if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 };
         Ok(match (self.number("mscale")?, self.number("mscale_all_dim")?) {
-            (Some(m), Some(all)) => mscale(m) / mscale(all),
-            _ => mscale(1.0),
+            (Some(m), Some(all)) => mscale(factor, m) / mscale(factor, all),
+            _ => mscale(factor, 1.0),
         })
     }
 
@@ -232,6 +246,9 @@ impl Scaling<'_> {
             (None, Some(original)) => (original as usize, self.number("factor")?.unwrap_or(ratio(original as usize))),
             (None, None) => return Err(self.config.problem(format!("rope scaling of type `longrope` lacks `{key}`"))),
         };
+        if original < 2 {
+            return Err(self.config.problem(format!("rope scaling `{key}` is {original}; expected at least 2")));
+        }
         let attention_factor = match self.number("attention_factor")? {
             Some(given) => given,
             None if stretch <= 1.0 => 1.0,
@@ -255,4 +272,9 @@ impl Scaling<'_> {
         }
         Ok(frequencies.iter().zip(factors).map(|(freq, factor)| (*freq as f64 / factor) as f32).collect())
     }
+}
+
+/// How much YaRN sharpens attention for a stretch by `factor`, with `m` of its full strength.
+fn mscale(factor: f64, m: f64) -> f64 {
+    if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 }
 }

@@ -5,7 +5,8 @@
 //! go into the multiply; what products and others read has both.
 
 use crate::checkpoint::Dtype;
-use crate::program::{Attention, Buffer, KvShape, Matrix, Program, Step};
+use crate::encoding::Encoding;
+use crate::program::{Attention, Buffer, Experts, KvShape, Matrix, Program, Step};
 
 /// What everything starts at a multiple of, in bytes.
 pub const ALIGN: usize = 256;
@@ -28,9 +29,9 @@ pub struct Size {
 /// The type of the numbers that a product with this matrix multiplies: the checkpoint's own where it has 16 bits or is
 /// float32, else bfloat16.
 pub fn operand(matrix: &Matrix) -> Dtype {
-    match matrix.tensor.dtype {
-        Dtype::F32 => Dtype::F32,
-        Dtype::F16 => Dtype::F16,
+    match matrix.encoding {
+        Encoding::F32 => Dtype::F32,
+        Encoding::F16 => Dtype::F16,
         _ => Dtype::Bf16,
     }
 }
@@ -73,7 +74,7 @@ pub struct Notes {
 /// Offsets in the memory of a GPU.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Layout {
-    /// In the order of [`Program::vectors`], as they are in the checkpoint.
+    /// In the order of [`Program::vectors`], as float32.
     pub vectors: Vec<usize>,
     /// By attention layer.
     pub slopes: Vec<Option<usize>>,
@@ -101,7 +102,7 @@ impl Layout {
             end = at + bytes.next_multiple_of(ALIGN);
             at
         };
-        let vectors = program.vectors.iter().map(|tensor| take(tensor.span.len as usize)).collect();
+        let vectors = program.vectors.iter().map(|tensor| take(tensor.shape.iter().product::<usize>() * 4)).collect();
         let mut slopes = vec![None; program.kv.len()];
         for (layer, attention) in attentions(program) {
             slopes[layer] = attention.slopes.as_ref().map(|slopes| take(size_of_val(slopes.as_slice())));
@@ -220,6 +221,25 @@ fn workspace(program: &Program, size: Size) -> usize {
     program.steps.iter().map(layer).max().unwrap_or(0)
 }
 
+/// The buffers of steps that no kernel is chosen for yet.
+fn without_kernel(step: &Step) -> Vec<Buffer> {
+    match step {
+        Step::Route { logits, .. } => vec![*logits],
+        Step::Experts(experts) => {
+            let Experts { input, output, gathered, gate, up, made, .. } = *experts;
+            let packed = experts.packed.map(|(packed, _)| packed);
+            [input, output, gathered, gate, up, made].into_iter().chain(packed).collect()
+        }
+        Step::GateRows { gate, buffer } => vec![*gate, *buffer],
+        Step::Add { input, output } => vec![*input, *output],
+        Step::AppendShared { packed, shared, .. } => vec![*packed, *shared],
+        Step::Join { parts, output } => parts.iter().copied().chain([*output]).collect(),
+        Step::Convolve(convolution) => vec![convolution.buffer],
+        Step::DeltaRule(rule) => vec![rule.mixed, rule.decay, rule.write, rule.output],
+        _ => Vec::new(),
+    }
+}
+
 /// For each buffer which forms it needs (as places that are not chosen yet).
 fn rooms(program: &Program) -> Vec<Room> {
     #[derive(Clone, Default)]
@@ -250,6 +270,7 @@ fn rooms(program: &Program) -> Vec<Room> {
             Step::Append { keys, values, .. } => wide(&[*keys, *values]),
             Step::Attend { queries, .. } => wide(&[*queries]),
             Step::Glu { gate, up, .. } => wide(&[*gate, *up]),
+            other => wide(&without_kernel(other)),
         }
         let mut read = |buffers: &[Buffer]| buffers.iter().for_each(|b| uses[b.0].wide_reader = true);
         match step {
@@ -266,6 +287,7 @@ fn rooms(program: &Program) -> Vec<Room> {
             Step::Glu { up, .. } => read(&[*up]),
             Step::MatMul(product) if product.add => read(&[product.output]),
             Step::Embed { .. } | Step::MatMul(_) => {}
+            other => read(&without_kernel(other)),
         }
         if let Step::MatMul(product) = step {
             let input = &mut uses[product.input.0];

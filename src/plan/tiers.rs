@@ -6,8 +6,8 @@
 
 use super::device::{self, Layout, Size};
 use super::{
-    Gpu, GpuRequest, Memory, PAGE, Plan, RING_TARGET, RING_TILES, ROWS_TARGET, Request, TILE_TARGET, Tier, Tile, cut,
-    keep, too_small,
+    ExpertPlan, Gpu, GpuRequest, Memory, PAGE, Plan, RING_TARGET, RING_TILES, ROWS_TARGET, Request, TILE_TARGET, Tier,
+    Tile, cut, keep, too_small,
 };
 use crate::disk::align::enclose;
 use crate::error::{Error, Result};
@@ -15,6 +15,9 @@ use crate::program::{Matrix, Program};
 
 /// A larger ring on the GPU does nothing: it covers the pause between two passes, at the speed of copies.
 const DEVICE_RING_TARGET: usize = 128 << 20;
+
+/// The part of what is left for weights that a ring has at most, if that is enough for one: the rest stays.
+const RING_SHARE: usize = 4;
 
 /// Bytes that a tile takes on the GPU.
 pub fn device_bytes(tile: &Tile) -> usize {
@@ -34,11 +37,14 @@ pub(super) fn plan(program: &Program, request: &Request, gpu: &GpuRequest) -> Re
         return Err(too_small(request, ram_floor));
     }
     let split = Split::largest(program, request, gpu);
-    let vram = (gpu.vram - split.vram_fixed()) as usize;
+    let pages = (gpu.vram - gpu.context) as usize / PAGE * PAGE;
+    let vram = pages - split.layout.len();
     let ram = (request.ram - split.memory.total() as u64) as usize;
     let Placed { tiles, memory_ring, host, ring, device } = place(program, vram, ram, request.align);
     Ok(Plan {
         tiles,
+        // Programs with experts are for the processor so far.
+        experts: ExpertPlan::default(),
         rows: split.size.rows,
         logit_rows: split.size.logit_rows,
         context: request.context,
@@ -88,17 +94,14 @@ impl Split {
             ..Memory::default()
         };
         let row = program.matrices.iter().map(Matrix::row_bytes).max().unwrap_or(0);
-        let ring_floor = RING_TILES * (row + device::ALIGN);
+        let ring_floor = (RING_TILES * (row + device::ALIGN)).next_multiple_of(device::ALIGN);
         let memory_ring_floor = RING_TILES * (row + 2 * request.align) + PAGE;
         Split { size, context: gpu.context, layout, memory, ring_floor, memory_ring_floor }
     }
 
-    fn vram_fixed(&self) -> u64 {
-        self.context.saturating_add(self.layout.len() as u64)
-    }
-
     fn vram_floor(&self) -> u64 {
-        self.vram_fixed().saturating_add(self.ring_floor as u64)
+        let allocation = (self.layout.len() + self.ring_floor).next_multiple_of(PAGE);
+        self.context.saturating_add(allocation as u64)
     }
 
     fn ram_floor(&self) -> u64 {
@@ -136,7 +139,9 @@ struct Placed {
 /// memory, of which there are `ram`.
 fn place(program: &Program, vram: usize, ram: usize, align: usize) -> Placed {
     let ram = ram / PAGE * PAGE;
-    let memory_ring = ram.min(RING_TARGET);
+    let row = program.matrices.iter().map(Matrix::row_bytes).max().unwrap_or(0);
+    let least = (RING_TILES * (row + 2 * align)).next_multiple_of(PAGE);
+    let memory_ring = (ram / RING_SHARE / PAGE * PAGE).clamp(least, RING_TARGET.max(least));
     let most = TILE_TARGET.min((memory_ring / RING_TILES).saturating_sub(2 * align));
     let mut tiles = cut(program, most);
     let all: usize = tiles.iter().map(device_bytes).sum();
@@ -144,7 +149,8 @@ fn place(program: &Program, vram: usize, ram: usize, align: usize) -> Placed {
         tiles.iter_mut().for_each(|tile| tile.tier = Tier::Device);
         return Placed { tiles, memory_ring, host: 0, ring: 0, device: all };
     }
-    let ring = vram.min(DEVICE_RING_TARGET) / device::ALIGN * device::ALIGN;
+    let least = (RING_TILES * (row + device::ALIGN)).next_multiple_of(device::ALIGN);
+    let ring = (vram / RING_SHARE / device::ALIGN * device::ALIGN).clamp(least, DEVICE_RING_TARGET.max(least));
     tiles = cut(program, most.min((ring / RING_TILES).saturating_sub(device::ALIGN)));
     let device = keep(&mut tiles, Tier::Device, vram - ring, device_bytes);
     let size = |tile: &Tile| enclose(tile.span, align).len;
@@ -166,4 +172,121 @@ fn vram_too_small(request: &Request, gpu: &GpuRequest, floor: u64) -> Error {
         request.context,
         mib(gpu.context),
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::tests::{program, request, shapes};
+    use super::*;
+
+    const CONTEXT: u64 = 3_000_000;
+
+    fn on_gpu(ram: u64, vram: u64) -> Request {
+        Request { scratch: 0, gpu: Some(GpuRequest { vram, context: CONTEXT }), ..request(ram) }
+    }
+
+    /// The floor that an error names, in bytes.
+    fn named_floor(error: &Error) -> u64 {
+        let text = error.to_string();
+        let mib = text.split("at least ").nth(1).and_then(|rest| rest.split(' ').next()).expect("a floor");
+        mib.parse::<u64>().expect("a number of MiB") << 20
+    }
+
+    fn bytes_in(plan: &Plan, tier: Tier, size: impl Fn(&Tile) -> usize) -> usize {
+        plan.tiles.iter().filter(|tile| tile.tier == tier).map(size).sum()
+    }
+
+    proptest! {
+        #[test]
+        fn both_budgets_hold_and_both_rings_work(shapes in shapes(), ram in 1..200u64, vram in 1..200u64) {
+            let program = program(&shapes);
+            let (ram, vram) = (ram << 20, vram << 20);
+            match Plan::new(&program, &on_gpu(ram, vram)) {
+                Ok(plan) => {
+                    let gpu = plan.gpu.as_ref().unwrap();
+                    prop_assert!(plan.memory.total() as u64 <= ram);
+                    prop_assert!(gpu.total() <= vram && gpu.total() >= CONTEXT + gpu.layout.len() as u64);
+                    let in_memory = |tile: &Tile| enclose(tile.span, request(0).align).len;
+                    prop_assert!(bytes_in(&plan, Tier::Host, in_memory) <= plan.memory.host);
+                    prop_assert_eq!(bytes_in(&plan, Tier::Device, device_bytes), gpu.tiles);
+                    for tile in &plan.tiles {
+                        if tile.tier != Tier::Device {
+                            prop_assert!(device_bytes(tile) * RING_TILES <= gpu.ring);
+                        }
+                        if tile.tier != Tier::Host {
+                            prop_assert!(in_memory(tile) * RING_TILES <= plan.memory.ring);
+                        }
+                    }
+                }
+                Err(error) => {
+                    let floor = named_floor(&error);
+                    let (ram, vram) = if error.to_string().contains("GPU") { (ram, floor) } else { (floor, vram) };
+                    match Plan::new(&program, &on_gpu(ram, vram)) {
+                        Ok(_) => {}
+                        // The other budget may be too small as well.
+                        Err(other) => prop_assert_ne!(other.to_string().contains("GPU"), error.to_string().contains("GPU")),
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn every_row_is_in_one_tile_and_in_order(shapes in shapes(), ram in 20..200u64, vram in 20..200u64) {
+            let program = program(&shapes);
+            let Ok(plan) = Plan::new(&program, &on_gpu(ram << 20, vram << 20)) else { return Ok(()) };
+            let mut tiles = plan.tiles.iter();
+            for (i, matrix) in program.matrices.iter().enumerate() {
+                let mut row = 0;
+                while row < matrix.rows {
+                    let tile = tiles.next().expect("tiles for every matrix");
+                    prop_assert_eq!((tile.matrix.0, tile.rows.start), (i, row));
+                    row = tile.rows.end;
+                }
+            }
+            prop_assert!(tiles.next().is_none());
+        }
+
+        /// Of what has passed, each tier has its even share, but for a few tiles.
+        #[test]
+        fn both_sets_that_stay_are_spread_evenly(shapes in shapes(), ram in 24..80u64, vram in 16..60u64) {
+            let program = program(&shapes);
+            let Ok(plan) = Plan::new(&program, &on_gpu(ram << 20, vram << 20)) else { return Ok(()) };
+            let largest = plan.tiles.iter().map(device_bytes).max().unwrap() as f64;
+            let all: usize = plan.tiles.iter().map(device_bytes).sum();
+            for tier in [Tier::Device, Tier::Host] {
+                let share = bytes_in(&plan, tier, device_bytes) as f64 / all as f64;
+                let (mut passed, mut kept) = (0.0, 0.0);
+                for tile in &plan.tiles {
+                    let size = device_bytes(tile) as f64;
+                    passed += size;
+                    kept += if tile.tier == tier { size } else { 0.0 };
+                    // Sizes in memory, which the set in memory is chosen by, are a little larger than those on the GPU.
+                    let slack = 6.0 * (largest + 2.0 * 4096.0) + 0.05 * all as f64;
+                    prop_assert!((kept - passed * share).abs() <= slack, "{tier:?}: {kept} of {}", passed * share);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_model_that_fits_is_on_the_gpu_and_copies_nothing() {
+        let plan = Plan::new(&program(&[(1000, 512), (300, 700)]), &on_gpu(64 << 20, 64 << 20)).unwrap();
+        assert_eq!((plan.copied_bytes(), plan.disk_bytes(), plan.gpu.as_ref().unwrap().ring), (0, 0, 0));
+        assert_eq!(plan.seconds_per_pass(1.0, 1.0, 1e6), plan.pass_bytes() as f64 / 1e6);
+    }
+
+    #[test]
+    fn keys_and_values_leave_the_gpu_when_it_is_small() {
+        let program = program(&[(1000, 512), (300, 700)]);
+        let request = |vram: u64| Request { context: 40_000, ..on_gpu(1 << 30, vram) };
+        let roomy = Plan::new(&program, &request(200 << 20)).unwrap();
+        assert!(roomy.gpu.unwrap().layout.kv_resident && roomy.memory.kv == 0);
+        let mut program = program;
+        program.kv = vec![program.kv[0]; 12];
+        let tight = Plan::new(&program, &request(56 << 20)).unwrap();
+        assert!(!tight.gpu.as_ref().unwrap().layout.kv_resident);
+        assert!(tight.memory.kv >= 12 * 2 * 2 * 16 * 2 * 2 * 40_000, "{}", tight.memory.kv);
+    }
 }

@@ -42,7 +42,7 @@ impl Recorder {
         let Some(state) = self.lock() else { return Ok(0) };
         let mut other = about.clone();
         other["spans_left_out"] = json!(state.lost);
-        write!(out, "{{\"displayTimeUnit\":\"ms\",\"otherData\":{other},\"traceEvents\":[\n")?;
+        writeln!(out, "{{\"displayTimeUnit\":\"ms\",\"otherData\":{other},\"traceEvents\":[")?;
         let process = json!({"ph": "M", "pid": 1, "tid": 0, "name": "process_name", "args": {"name": "layerstream"}});
         write!(out, "{process}")?;
         let lanes: BTreeSet<(usize, String)> = state.timeline.iter().map(|span| span.lane.row()).map(swap).collect();

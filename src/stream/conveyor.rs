@@ -1,15 +1,16 @@
 //! The conveyor: I/O threads fill the ring from one shared schedule, one consumer empties it tile by tile.
 
 use std::ops::Deref;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::schedule::{Lent, Schedule};
-use super::{DriveStats, StreamStats, TileRead, arena_len, ring_floor, ring_len, worker};
+use super::worker::{self, Feed, Wrap};
+use super::{DriveStats, StreamStats, TileRead, arena_len, ring_floor, ring_len};
+use crate::checkpoint::Span;
 use crate::disk::memory::{Mapping, Region};
-use crate::disk::{self, DEFAULT_CHUNK, DEFAULT_DEPTH, DiskOptions, Drive, Geometry, Read, Reader, Source};
+use crate::disk::{self, DEFAULT_CHUNK, DEFAULT_DEPTH, DiskOptions, Drive, Geometry, Read, Source};
 use crate::error::{Error, Result};
 use crate::profile::Recorder;
 
@@ -17,9 +18,6 @@ use crate::profile::Recorder;
 const WORTH_TUNING: u64 = 2 << 30;
 /// The most time that choosing chunk size and depth may take, for all drives together.
 const TUNING: Duration = Duration::from_millis(250);
-
-/// What a test or a measurement puts between a reader and the thread that drives it.
-pub(crate) type Wrap = dyn Fn(Box<dyn Reader>) -> Box<dyn Reader> + Send + Sync;
 
 /// Streams tiles from drives in a fixed cyclic order, reading ahead as far as its memory allows.
 ///
@@ -31,7 +29,7 @@ pub struct Conveyor {
 }
 
 /// What the consumer and the I/O threads share.
-pub(super) struct Shared {
+struct Shared {
     state: Mutex<State>,
     /// For I/O threads: there is room, or the end has come.
     room: Condvar,
@@ -139,41 +137,9 @@ impl Conveyor {
         let shared = Arc::new(Shared { state, room, ready, recorder });
         let mut conveyor = Conveyor { shared, memory, threads: Vec::new() };
         for (index, (drive, depth)) in drives.into_iter().zip(depths).enumerate() {
-            conveyor.launch(index, drive, depth, &buffer, &wrap)?;
+            conveyor.threads.extend(worker::launch(&conveyor.shared, index, &drive, depth, &buffer, &wrap)?);
         }
         Ok(conveyor)
-    }
-
-    /// Starts the threads of one drive.
-    fn launch(
-        &mut self,
-        index: usize,
-        drive: Drive,
-        depth: usize,
-        buffer: &Arc<Mapping>,
-        wrap: &Arc<Wrap>,
-    ) -> Result<()> {
-        let (threads, depth) = drive.threads(depth);
-        for thread in 0..threads {
-            let (shared, drive) = (Arc::clone(&self.shared), drive.clone());
-            let (buffer, wrap) = (Arc::clone(buffer), Arc::clone(wrap));
-            let work = move || {
-                let work = || {
-                    let reader = drive.reader(depth, Some(&buffer));
-                    let mut reader = wrap(reader.map_err(Error::io(drive.files.path(0), "set up reading"))?);
-                    shared.lock().stats.drives[index].registered = reader.registered();
-                    worker::run(&shared, index, &drive.files, reader.as_mut())
-                };
-                match catch_unwind(AssertUnwindSafe(work)) {
-                    Ok(Ok(())) => {}
-                    Ok(Err(e)) => shared.fail(e),
-                    Err(_) => shared.fail(Error::Request("a thread that reads weights has panicked".into())),
-                }
-            };
-            let started = std::thread::Builder::new().name(format!("disk{index}-{thread}")).spawn(work);
-            self.threads.push(started.map_err(|e| Error::Budget(format!("cannot start a thread for reading: {e}")))?);
-        }
-        Ok(())
     }
 
     /// Waits for the next tile in order, which after the last is the first again. The tile is given back by dropping it;
@@ -283,8 +249,14 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The next chunk to read. `None` at the end, and, unless told to wait, also while there is no room.
-    pub(super) fn next_read(&self, wait_for_room: bool) -> Option<Read> {
+    fn give_back(&self, index: usize, region: Region) {
+        self.lock().schedule.give_back(index, region);
+        self.room.notify_all();
+    }
+}
+
+impl Feed for Shared {
+    fn next_read(&self, wait_for_room: bool) -> Option<Read> {
         let mut state = self.lock();
         loop {
             if state.stopped || state.failure.is_some() {
@@ -305,8 +277,7 @@ impl Shared {
         }
     }
 
-    /// Takes back a chunk into which a drive has put all of its `bytes`.
-    pub(super) fn landed(&self, drive: usize, read: Read, bytes: usize) {
+    fn landed(&self, drive: usize, read: Read, bytes: usize) {
         self.recorder.read_landed(read.file, read.offset, bytes as u64);
         let mut state = self.lock();
         state.stats.bytes_read += bytes as u64;
@@ -319,20 +290,18 @@ impl Shared {
         }
     }
 
-    /// The first failure is kept, and ends everything.
     fn fail(&self, error: Error) {
         self.lock().failure.get_or_insert(error);
         self.ready.notify_all();
         self.room.notify_all();
     }
 
-    fn give_back(&self, index: usize, region: Region) {
-        self.lock().schedule.give_back(index, region);
-        self.room.notify_all();
+    fn started(&self, drive: usize, registered: bool) {
+        self.lock().stats.drives[drive].registered = registered;
     }
 }
 
-fn wait<'a>(signal: &Condvar, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+pub(super) fn wait<'a, T>(signal: &Condvar, state: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
     signal.wait(state).unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -365,20 +334,20 @@ fn check_tiles(source: &Source, tiles: &[TileRead], geometry: &Geometry) -> Resu
     if tiles.is_empty() {
         return Err(Error::Request("there is nothing to stream: no tiles".into()));
     }
-    for TileRead { span, .. } in tiles {
-        let Some(path) = source.files.get(span.file.0 as usize) else {
-            return Err(Error::Request(format!(
-                "a tile of file {}: there are {} files",
-                span.file.0,
-                source.files.len()
-            )));
-        };
-        let len = geometry.lens[span.file.0 as usize];
-        if span.len == 0 || span.offset.checked_add(span.len).is_none_or(|end| end > len) {
-            let problem =
-                format!("is {len} bytes long, too short for a tile of {} bytes at offset {}", span.len, span.offset);
-            return Err(Error::Checkpoint { path: path.clone(), problem });
-        }
+    tiles.iter().try_for_each(|tile| check_span(source, tile.span, geometry))
+}
+
+/// Refuses a span outside of its file.
+pub(super) fn check_span(source: &Source, span: Span, geometry: &Geometry) -> Result<()> {
+    let Some(path) = source.files.get(span.file.0 as usize) else {
+        let (file, files) = (span.file.0, source.files.len());
+        return Err(Error::Request(format!("a tile of file {file}: there are {files} files")));
+    };
+    let len = geometry.lens[span.file.0 as usize];
+    if span.len == 0 || span.offset.checked_add(span.len).is_none_or(|end| end > len) {
+        let problem =
+            format!("is {len} bytes long, too short for a tile of {} bytes at offset {}", span.len, span.offset);
+        return Err(Error::Checkpoint { path: path.clone(), problem });
     }
     Ok(())
 }
@@ -404,12 +373,12 @@ fn chunk_and_depths(
     Ok((ring, chunk, depths))
 }
 
-fn drive_stats(drive: &Drive, depth: usize) -> DriveStats {
+pub(super) fn drive_stats(drive: &Drive, depth: usize) -> DriveStats {
     DriveStats { reader: drive.kind, depth, registered: false, bytes_read: 0 }
 }
 
 /// The same error once more: it is told to every call after the first, too.
-fn repeat(error: &Error) -> Error {
+pub(super) fn repeat(error: &Error) -> Error {
     let copy = |source: &std::io::Error| match source.raw_os_error() {
         Some(code) => std::io::Error::from_raw_os_error(code),
         None => std::io::Error::new(source.kind(), source.to_string()),

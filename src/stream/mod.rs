@@ -4,14 +4,20 @@
 //! A [`Conveyor`] reads ahead of its consumer as far as the ring has room, across the end of a pass into the next, so that
 //! the drives never wait for arithmetic. Some tiles may be resident: read by the first pass that meets them, kept for ever,
 //! here or by whoever took them.
+//!
+//! [`Experts`] streams what no fixed order can have: tiles of experts, read when a router has chosen them.
 
+mod cache;
 mod conveyor;
+mod experts;
 mod ring;
 mod schedule;
 #[cfg(all(feature = "cuda", feature = "cli"))]
 pub(crate) mod upload;
 mod worker;
 
+#[cfg(test)]
+mod experts_tests;
 #[cfg(test)]
 mod tests;
 
@@ -24,6 +30,8 @@ use crate::disk::memory::HUGE_PAGE;
 use crate::plan::Tier;
 
 pub use conveyor::{Conveyor, Tile};
+pub use experts::{ExpertTile, Experts, block_bytes};
+#[cfg(feature = "cli")]
 pub(crate) use worker::{Verdict, judge};
 
 /// A tile to be streamed: a run of bytes of one weight matrix.
@@ -71,6 +79,46 @@ pub struct DriveStats {
     pub registered: bool,
     /// Bytes that this drive delivered.
     pub bytes_read: u64,
+}
+
+/// A tile of an expert, to be read on demand: the bytes of some rows, and of what else is needed to decode them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DemandTile {
+    /// Runs of bytes, in whatever order the consumer expects them.
+    pub spans: Vec<Span>,
+    /// Layers are counted in the order in which a pass meets them; only those with experts count.
+    pub layer: usize,
+    /// Within its layer.
+    pub expert: usize,
+}
+
+/// What [`Experts`] have done so far, and with what.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct DemandStats {
+    /// Bytes that the drives delivered.
+    pub bytes_read: u64,
+    /// Reads that the drives completed.
+    pub reads: u64,
+    /// Bytes of tiles that the consumer took.
+    pub bytes_used: u64,
+    /// Of these, the bytes of tiles that were still in memory.
+    pub bytes_hit: u64,
+    /// How long the consumer has waited for bytes.
+    pub consumer_wait: Duration,
+    /// Bytes of memory, which are the cache.
+    pub memory_bytes: usize,
+    /// Tiles that it holds.
+    pub blocks: usize,
+    /// The original, then the replicas.
+    pub drives: Vec<DriveStats>,
+}
+
+impl DemandStats {
+    /// The share of bytes that needed no read; nothing before anything was used.
+    pub fn hit_rate(&self) -> Option<f64> {
+        (self.bytes_used > 0).then(|| self.bytes_hit as f64 / self.bytes_used as f64)
+    }
 }
 
 /// The smallest ring, in bytes, through which `tiles` can be streamed: the largest tile that is not kept here, as it is

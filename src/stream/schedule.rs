@@ -210,7 +210,7 @@ impl Schedule {
 }
 
 /// Joins chunks that came back in any order.
-fn join(mut chunks: Vec<Region>) -> Option<Region> {
+pub(super) fn join(mut chunks: Vec<Region>) -> Option<Region> {
     chunks.sort_by_key(Region::end);
     chunks.into_iter().reduce(Region::join)
 }

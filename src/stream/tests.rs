@@ -13,24 +13,24 @@ use rand_chacha::ChaCha8Rng;
 use rustix::io::Errno;
 use tempfile::TempDir;
 
-use super::conveyor::Wrap;
+use super::worker::Wrap;
 use super::*;
 use crate::checkpoint::FileId;
 use crate::disk::{DiskOptions, Landed, Read, Reader, Source};
 use crate::error::Error;
 use crate::plan::Tier;
 
-const KINDS: [ReaderKind; 3] = [ReaderKind::Uring, ReaderKind::Pread, ReaderKind::Buffered];
+pub(super) const KINDS: [ReaderKind; 3] = [ReaderKind::Uring, ReaderKind::Pread, ReaderKind::Buffered];
 
 /// Files of noise with odd lengths, in the build directory: that is a real disk more often than the temporary directory.
-struct Fixture {
+pub(super) struct Fixture {
     _dir: TempDir,
-    source: Source,
+    pub source: Source,
     bytes: Vec<Vec<u8>>,
 }
 
 impl Fixture {
-    fn new(lens: &[usize]) -> Fixture {
+    pub fn new(lens: &[usize]) -> Fixture {
         let dir = TempDir::new_in(std::env::current_exe().unwrap().parent().unwrap()).unwrap();
         let mut rng = ChaCha8Rng::seed_from_u64(7);
         let (mut files, mut bytes) = (Vec::new(), Vec::new());
@@ -60,13 +60,17 @@ impl Fixture {
     }
 
     fn expected(&self, tile: TileRead) -> &[u8] {
-        let Span { file, offset, len } = tile.span;
+        self.span(tile.span)
+    }
+
+    pub fn span(&self, span: Span) -> &[u8] {
+        let Span { file, offset, len } = span;
         &self.bytes[file.0 as usize][offset as usize..][..len as usize]
     }
 }
 
 #[derive(Clone, Copy)]
-enum Fault {
+pub(super) enum Fault {
     None,
     /// Only so many bytes come, though more could.
     Short(usize),
@@ -122,7 +126,7 @@ impl<F: FnMut(&Read) -> Fault> Reader for Faulty<F> {
 }
 
 /// Puts a [`Faulty`] in front of every reader, each with its own random numbers and a `fault` made from them.
-fn faulty<F: FnMut(&Read) -> Fault + 'static>(
+pub(super) fn faulty<F: FnMut(&Read) -> Fault + 'static>(
     seed: u64,
     make: impl Fn(ChaCha8Rng) -> F + Send + Sync + 'static,
 ) -> Arc<Wrap> {
@@ -134,7 +138,7 @@ fn faulty<F: FnMut(&Read) -> Fault + 'static>(
     })
 }
 
-fn small_chunks(kind: ReaderKind, depth: usize) -> DiskOptions {
+pub(super) fn small_chunks(kind: ReaderKind, depth: usize) -> DiskOptions {
     DiskOptions { reader: Some(kind), chunk_bytes: Some(64 << 10), depth: Some(depth), ..DiskOptions::default() }
 }
 

@@ -2,20 +2,72 @@
 
 use std::fs::File;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::io::Errno;
 
-use crate::disk::{Files, Landed, Read, Reader};
+use crate::disk::memory::Mapping;
+use crate::disk::{Drive, Files, Landed, Read, Reader};
 use crate::error::{Error, Result};
-
-use super::conveyor::Shared;
 
 /// Attempts in a row that may bring nothing before a read has failed.
 const MAX_ATTEMPTS: u32 = 12;
 
-/// Reads chunks until the conveyor stops. On an error the reader is dropped, which waits for what is in flight.
-pub(super) fn run(shared: &Shared, drive: usize, files: &Files, reader: &mut dyn Reader) -> Result<()> {
+/// What a test puts between a reader and the thread that drives it.
+pub(super) type Wrap = dyn Fn(Box<dyn Reader>) -> Box<dyn Reader> + Send + Sync;
+
+/// Whom I/O threads work for: it says what to read, and takes what has landed.
+pub(super) trait Feed: Send + Sync + 'static {
+    /// The next chunk to read. `None` at the end, and, unless told to wait, also while there is nothing to read.
+    fn next_read(&self, wait_for_room: bool) -> Option<Read>;
+
+    /// Takes back a chunk into which a drive has put all of its `bytes`.
+    fn landed(&self, drive: usize, read: Read, bytes: usize);
+
+    /// The first failure is kept, and ends everything.
+    fn fail(&self, error: Error);
+
+    /// A thread of this drive has begun; says whether its buffers are registered with the kernel.
+    fn started(&self, drive: usize, registered: bool);
+}
+
+/// Starts the threads of one drive, which read into `buffer`.
+pub(super) fn launch<F: Feed>(
+    feed: &Arc<F>,
+    index: usize,
+    drive: &Drive,
+    depth: usize,
+    buffer: &Arc<Mapping>,
+    wrap: &Arc<Wrap>,
+) -> Result<Vec<JoinHandle<()>>> {
+    let (threads, depth) = drive.threads(depth);
+    let launch = |thread| {
+        let (feed, drive) = (Arc::clone(feed), drive.clone());
+        let (buffer, wrap) = (Arc::clone(buffer), Arc::clone(wrap));
+        let work = move || {
+            let work = || {
+                let reader = drive.reader(depth, Some(&buffer));
+                let mut reader = wrap(reader.map_err(Error::io(drive.files.path(0), "set up reading"))?);
+                feed.started(index, reader.registered());
+                run(&*feed, index, &drive.files, reader.as_mut())
+            };
+            match catch_unwind(AssertUnwindSafe(work)) {
+                Ok(Ok(())) => {}
+                Ok(Err(e)) => feed.fail(e),
+                Err(_) => feed.fail(Error::Request("a thread that reads weights has panicked".into())),
+            }
+        };
+        let started = std::thread::Builder::new().name(format!("disk{index}-{thread}")).spawn(work);
+        started.map_err(|e| Error::Budget(format!("cannot start a thread for reading: {e}")))
+    };
+    (0..threads).map(launch).collect()
+}
+
+/// Reads chunks until there are no more. On an error the reader is dropped, which waits for what is in flight.
+fn run(shared: &impl Feed, drive: usize, files: &Files, reader: &mut dyn Reader) -> Result<()> {
     let mut in_flight = 0;
     let mut landed = Vec::new();
     loop {

@@ -64,8 +64,13 @@ impl ChatTemplate {
 
     /// A template that no file has; `path` is the file that asks for it.
     pub(super) fn built_in(path: &Path, source: &str) -> Result<ChatTemplate> {
+        ChatTemplate::embedded(path, source, BTreeMap::new())
+    }
+
+    /// A template that is part of a larger file, with the special tokens that it may name.
+    pub(super) fn embedded(path: &Path, source: &str, special: BTreeMap<String, String>) -> Result<ChatTemplate> {
         let templates = BTreeMap::from([("default".into(), source.to_owned())]);
-        ChatTemplate::new(path.to_path_buf(), templates, BTreeMap::new())
+        ChatTemplate::new(path.to_path_buf(), templates, special)
     }
 
     fn new(

@@ -5,6 +5,7 @@ mod chat;
 mod config;
 mod control;
 mod files;
+mod gguf;
 mod joined;
 mod library;
 mod merge;

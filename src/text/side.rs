@@ -2,31 +2,40 @@
 //! need one that is not there.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use crate::checkpoint::{Checkpoint, Metadata};
 use crate::{Error, Result};
 
-use super::{ChatInput, ChatTemplate, Tokenizer};
+use super::{ChatInput, ChatTemplate, Tokenizer, gguf};
 
 /// What turns words into token ids for one model, and back. A model without it still takes token ids.
 #[derive(Debug)]
 pub struct TextSide {
     dir: PathBuf,
     tokenizer: Option<Tokenizer>,
+    /// Where all of it is, for a GGUF file.
+    metadata: Option<Arc<Metadata>>,
 }
 
 impl TextSide {
+    /// Opens what a checkpoint brings: in its directory, or for a GGUF file, in the file.
+    ///
+    /// # Errors
+    /// If a tokenizer is there and cannot be used.
+    pub fn of(checkpoint: &Checkpoint) -> Result<TextSide> {
+        let Some(metadata) = checkpoint.metadata() else { return TextSide::open(checkpoint.dir()) };
+        let tokenizer = gguf::tokenizer(metadata)?;
+        Ok(TextSide { dir: metadata.path().to_path_buf(), tokenizer, metadata: Some(Arc::clone(metadata)) })
+    }
+
     /// Opens what `dir` holds; it need hold neither, nor a model. The chat template is opened when it is needed, so that
     /// one which cannot be used does not stand in the way of plain prompts.
     ///
     /// # Errors
     /// If a tokenizer is there and cannot be used.
     pub fn open(dir: &Path) -> Result<TextSide> {
-        Ok(TextSide { dir: dir.to_path_buf(), tokenizer: Tokenizer::find(dir)? })
-    }
-
-    /// The text side of a model whose tokenizer is not a file in `dir` (GGUF); a chat template may still be there.
-    pub fn with_tokenizer(dir: &Path, tokenizer: Tokenizer) -> TextSide {
-        TextSide { dir: dir.to_path_buf(), tokenizer: Some(tokenizer) }
+        Ok(TextSide { dir: dir.to_path_buf(), tokenizer: Tokenizer::find(dir)?, metadata: None })
     }
 
     /// The tokenizer.
@@ -47,7 +56,11 @@ impl TextSide {
     /// # Errors
     /// If the directory has none (it is no chat model), or one that cannot be used.
     pub fn chat_template(&self) -> Result<ChatTemplate> {
-        if let Some(template) = ChatTemplate::open(&self.dir)? {
+        let template = match &self.metadata {
+            Some(metadata) => gguf::chat_template(metadata, self.tokenizer.as_ref())?,
+            None => ChatTemplate::open(&self.dir)?,
+        };
+        if let Some(template) = template {
             return Ok(template);
         }
         match self.tokenizer.as_ref().and_then(Tokenizer::chat) {

@@ -1,5 +1,6 @@
 //! Checkpoints as a caller meets them: what opens, and what every kind of damaged or misplaced file is told.
 
+mod gguf;
 mod mutations;
 mod opens;
 mod refuses;

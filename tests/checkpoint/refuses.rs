@@ -208,7 +208,7 @@ fn a_directory_without_a_checkpoint_says_what_it_has() {
     }
     with(&[], &["empty"]);
     with(&["config.json", "model.ckpt"], &["model.ckpt", "PyTorch", "not supported yet"]);
-    with(&["qwen-q4_k_m.gguf"], &["qwen-q4_k_m.gguf", "GGUF", "not supported yet"]);
+    with(&["model.ggml"], &["model.ggml", "GGML", "not supported yet"]);
     with(&["config.json", "tokenizer.json"], &["found config.json, tokenizer.json"]);
     with(&[SHARD_1, SHARD_2], &[SHARD_1, SHARD_2, "index"]);
     with(&["a", "b", "c", "d", "e", "f"], &["a, b, c, d and 2 more"]);
@@ -219,8 +219,8 @@ fn a_path_that_is_no_checkpoint() {
     let dir =
         directory(&[("model.gguf", b"GGUF"), ("pytorch_model.bin", b"PK"), (INDEX, b"{}"), ("config.json", b"{}")]);
     let open = |name: &str| Checkpoint::open(&dir.path().join(name));
-    refused(open("absent"), &["absent", "cannot open", "No such file"]);
-    refused(open("model.gguf"), &["model.gguf", "GGUF", "not supported yet"]);
+    refused(open("absent"), &["absent", "does not exist", "org/name"]);
+    refused(open("model.gguf"), &["model.gguf", "past the end of the file (4 bytes)"]);
     refused(open("pytorch_model.bin"), &["pytorch_model.bin", "2 bytes", "not a zip archive"]);
     refused(open(INDEX), &[INDEX, "directory"]);
     refused(Checkpoint::open(Path::new("/dev/null")), &["/dev/null", "not a regular file"]);

@@ -2,9 +2,23 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::process::Command;
 
 use super::{copy_of_demo, edit_json, fails, golden, json, layerstream, on_demo, stderr, text};
+
+#[test]
+fn families_are_listed_as_the_readme_has_them() {
+    let table = text(&mut layerstream(["families"]));
+    let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    let marked =
+        readme.split("<!-- layerstream families -->\n").nth(1).and_then(|rest| rest.split("<!-- end -->").next());
+    assert_eq!(marked, Some(table.as_str()), "put what `layerstream families` prints between the marks in README.md");
+    let list = json(&mut layerstream(["families", "--json"]));
+    let gemma = list.as_array().unwrap().iter().find(|row| row["family"] == "gemma3").unwrap();
+    assert_eq!(gemma["architectures"][1], "Gemma3ForConditionalGeneration");
+    assert!(list.as_array().unwrap().iter().all(|row| row["special"].as_str().is_some_and(|text| !text.is_empty())));
+}
 
 #[test]
 fn a_plan_adds_up() {

@@ -74,7 +74,7 @@ fn prompts_that_cannot_be_run_are_refused() {
 
 #[test]
 fn models_that_cannot_be_opened_are_refused_by_name() {
-    fails(&mut layerstream(["generate", "nowhere", "hi"]), 1, &["nowhere", "No such file"]);
+    fails(&mut layerstream(["generate", "nowhere", "hi"]), 1, &["nowhere", "does not exist"]);
     let empty = tempfile::tempdir().unwrap();
     fails(layerstream(["generate"]).arg(empty.path()).arg("hi"), 1, &["the directory is empty"]);
 

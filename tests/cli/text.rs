@@ -49,7 +49,7 @@ fn what_is_not_text_or_not_a_token_is_refused() {
     fails(&mut on_demo("detokenize", &["--ids", "1,x"]), 2, &["`x` is not a token id"]);
     fails(&mut on_demo("detokenize", &[]), 2, &["--ids"]);
     let empty = tempfile::tempdir().unwrap();
-    fails(layerstream(["tokenize"]).arg(empty.path()).write_stdin("a"), 1, &["there is no tokenizer.json"]);
+    fails(layerstream(["tokenize"]).arg(empty.path()).write_stdin("a"), 1, &["there is no tokenizer (tokenizer.json"]);
     fails(layerstream(["tokenize", "nowhere"]).write_stdin("a"), 1, &["nowhere", "does not exist"]);
 }
 

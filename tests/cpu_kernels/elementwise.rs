@@ -208,9 +208,11 @@ fn every_activation_is_accurate() {
             x / (1.0 + (-2.0 * (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).exp())
         }
         Activation::Relu => x.max(0.0),
+        Activation::Sigmoid => 1.0 / (1.0 + (-x).exp()),
     };
     let up = Random(15).numbers(xs.len());
-    for activation in [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu] {
+    use Activation::{Gelu, GeluTanh, Relu, Sigmoid, Silu};
+    for activation in [Silu, Gelu, GeluTanh, Relu, Sigmoid] {
         let mut first = None;
         for cpu in &mut cpus() {
             let (mut alone, mut gated) = (xs.clone(), xs.clone());
@@ -224,6 +226,26 @@ fn every_activation_is_accurate() {
                 assert_eq!(gated[i].to_bits(), (alone[i] * up[i]).to_bits(), "{activation:?}({x}) gated");
             }
             assert_eq!(&bits(&alone), first.get_or_insert_with(|| bits(&alone)), "{:?}", cpu.isa());
+        }
+    }
+}
+
+/// The clamped gate: beyond its limits nothing grows, and below the gate's only the sigmoid acts.
+#[test]
+fn a_clamped_gate_is_accurate() {
+    let gate: Vec<f32> = (-400..=400).map(|i| i as f32 / 40.0).collect();
+    let up = Random(19).numbers(gate.len()).iter().map(|u| 12.0 * u).collect::<Vec<_>>();
+    for (alpha, limit) in [(1.702, 7.0), (1.0, 1.5)] {
+        let mut first = None;
+        for cpu in &mut cpus() {
+            let mut out = gate.clone();
+            cpu.clamped_glu(alpha, limit, &mut out, &up);
+            for ((g, u), out) in gate.iter().zip(&up).zip(&out) {
+                let (g, u) = (g.min(limit) as f64, u.clamp(-limit, limit) as f64);
+                let exact = g / (1.0 + (-alpha as f64 * g).exp()) * (u + 1.0);
+                assert!((*out as f64 - exact).abs() <= 2e-6 * (exact.abs() + 1e-3), "{g}, {u}: {out}, not {exact}");
+            }
+            assert_eq!(&bits(&out), first.get_or_insert_with(|| bits(&out)), "{:?}", cpu.isa());
         }
     }
 }

@@ -3,9 +3,10 @@
 
 mod attention;
 mod elementwise;
+mod transposed;
 
 use half::{bf16, f16};
-use layerstream::backend::cpu::{Activation, Columns, Cpu, Finish, Inputs, Isa, Mode, Tile};
+use layerstream::backend::cpu::{Activation, Columns, Cpu, Finish, Isa, Mode, Tile};
 use layerstream::encoding::Encoding;
 
 const TOKENS: [usize; 12] = [1, 2, 3, 7, 8, 9, 16, 17, 33, 64, 65, 129];
@@ -132,76 +133,6 @@ fn matmul_is_accurate_and_the_same_on_every_instruction_set() {
         for (cpu, result) in cpus.iter().zip(&results) {
             assert_eq!(bits(result), bits(&results[0]), "{n} tokens, {rows}×{k} {float:?}, {:?}", cpu.isa());
         }
-    }
-}
-
-/// A matrix stored as its transpose, `[inputs, outputs]`: against float64, and the same bits from every instruction set and
-/// whatever tiles it comes in.
-#[test]
-fn transposed_matmul_is_accurate_and_the_same_however_it_is_cut() {
-    let mut random = Random(11);
-    let mut cpus = cpus();
-    for (i, (n, inputs)) in TOKENS.iter().flat_map(|&n| [1, 3, 4, 17, 130].map(|k| (n, k))).enumerate() {
-        let (outputs, float) = ([1, 15, 16, 40, 333, 8200][i % 6], floats()[i % 3]);
-        let w = Matrix::random(&mut random, float, inputs, outputs);
-        let x = random.numbers(n * inputs);
-        let bias = (i % 2 == 0).then(|| random.numbers(outputs));
-        let before = random.numbers(n * outputs);
-        let mut exact = Vec::new();
-        for (x, before) in x.chunks(inputs).zip(before.chunks(outputs)) {
-            for o in 0..outputs {
-                let start = bias.as_ref().map_or(0.0, |bias| bias[o]) as f64 + before[o] as f64;
-                exact.push(
-                    x.iter().enumerate().map(|(k, x)| w.values[k * outputs + o] as f64 * *x as f64).sum::<f64>()
-                        + start,
-                );
-            }
-        }
-        let mut first: Option<Vec<f32>> = None;
-        for cpu in &mut cpus {
-            for rows in [inputs, 1, 3, 5] {
-                let mut out = before.clone();
-                for (t, bytes) in w.tile().bytes.chunks(rows * w.tile().row_bytes()).enumerate() {
-                    let x = Inputs { data: &x, stride: inputs, first: t * rows };
-                    let bias = bias.as_deref().filter(|_| t == 0);
-                    cpu.matmul_transposed(
-                        Tile { bytes, ..w.tile() },
-                        x,
-                        bias,
-                        Columns { data: &mut out, stride: outputs, first: 0 },
-                        Mode::Add,
-                    );
-                }
-                let error = rms_error(&out, &exact);
-                assert!(
-                    error <= 1e-6 * (inputs as f64).sqrt(),
-                    "{n} tokens, {inputs}×{outputs} {float:?}: error {error:e}"
-                );
-                assert_eq!(
-                    bits(&out),
-                    bits(first.get_or_insert_with(|| out.clone())),
-                    "{n} tokens, {rows} rows a tile"
-                );
-            }
-        }
-        let mut stored = vec![f32::NAN; n * outputs];
-        let x = Inputs { data: &x, stride: inputs, first: 0 };
-        cpus[0].matmul_transposed(
-            w.tile(),
-            x,
-            None,
-            Columns { data: &mut stored, stride: outputs, first: 0 },
-            Mode::Store,
-        );
-        let mut added = vec![0.0; n * outputs];
-        cpus[0].matmul_transposed(
-            w.tile(),
-            x,
-            None,
-            Columns { data: &mut added, stride: outputs, first: 0 },
-            Mode::Add,
-        );
-        assert_eq!(bits(&stored), bits(&added));
     }
 }
 

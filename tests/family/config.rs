@@ -139,6 +139,22 @@ fn what_is_not_implemented_is_refused_by_name() {
         (yi().set("partial_rotary_factor", json!(0.5)), "partial_rotary_factor"),
         (yi().set("quantization_config", json!({"quant_method": "awq"})), "awq"),
         (yi().set("head_dim", json!(512)), "head size of 512"),
+        (Changed::new("qwen1_ntk_logn").set("use_cache_quantization", json!(true)), "use_cache_quantization"),
+        (Changed::new("chatglm2").set("quantization_bit", json!(4)), "quantization_bit"),
+        (Changed::new("chatglm2").set("position_encoding_2d", json!(true)), "first ChatGLM-6B"),
+        (Changed::new("chatglm2").set("pre_seq_len", json!(128)), "pre_seq_len"),
+        (Changed::new("chatglm2").set("post_layer_norm", json!(false)), "post_layer_norm"),
+        (Changed::new("internlm1").set("rotary", json!({"base": 10000, "type": "xpos"})), "xpos"),
+        (
+            Changed::new("gemma3_vl_wrapper").set("text_config", json!({"use_bidirectional_attention": true})),
+            "bidirect",
+        ),
+        (Changed::new("gemma").set("hidden_activation", json!("quick_gelu")), "quick_gelu"),
+        (Changed::new("phi3").set("mlp_bias", json!(true)), "mlp_bias"),
+        (Changed::new("cohere2").set("use_parallel_block", json!(false)), "use_parallel_block"),
+        (Changed::new("starcoder2").set("mlp_type", json!("gated")), "mlp_type"),
+        (Changed::new("gpt_neox").set("hidden_act", json!("mish")), "mish"),
+        (Changed::new("falcon").set("apply_residual_connection_post_layernorm", json!(true)), "post_layernorm"),
         (Changed::new("qwen3_yarn").set("layer_types", json!(["full_attention", "chunked_attention"])), "chunked"),
     ];
     for (changed, name) in cases {
@@ -169,6 +185,43 @@ fn a_configuration_that_is_wrong_is_one_clear_error() {
     for (changed, words) in cases {
         let error = changed.refusal();
         assert!(error.contains(words), "{error} lacks {words}");
+    }
+}
+
+#[test]
+fn the_long_chatglm2_divides_positions_and_all_others_multiply_the_base() {
+    let rope = |name: &str| {
+        let changed = Changed::new("chatglm2").set("rope_ratio", json!(16)).set("_name_or_path", json!(name));
+        changed.program().ropes.remove(0).inv_freq
+    };
+    assert_close(&rope("THUDM/chatglm2-6b-32k"), plain(1e4, 8).map(|freq| freq / 16.0));
+    assert_close(&rope("THUDM/chatglm3-6b-32k"), plain(16e4, 8));
+}
+
+#[test]
+fn the_frequencies_of_qwen_are_those_of_its_prompt() {
+    let rope = Changed::new("qwen1_ntk_logn").program().ropes.remove(0);
+    // Trained on 48 tokens: up to 48 plain, up to 96 three times, up to 192 seven times the base's stretch.
+    for (prompt, alpha) in [(48, 1.0_f64), (49, 3.0), (96, 3.0), (97, 7.0)] {
+        let base = 1e4 * alpha.powf(16.0 / 14.0);
+        assert_close(&rope.inv_freq(prompt, prompt), plain(base, 16));
+        assert_close(&rope.inv_freq(prompt, 1000), plain(base, 16));
+    }
+}
+
+#[test]
+fn packed_projections_and_missing_norms_are_checked_too() {
+    let cases = [
+        (Changed::new("phi3").set("num_key_value_heads", json!(2)), "qkv_proj", "[192, 64]", "[128, 64]"),
+        (Changed::new("glm").set("intermediate_size", json!(100)), "gate_up_proj", "[288, 64]", "[200, 64]"),
+        (Changed::new("gpt_neox").set("num_hidden_layers", json!(3)), "gpt_neox.layers.2", "", ""),
+        (Changed::new("falcon").set("new_decoder_architecture", json!(true)), "ln_attn", "", ""),
+        (Changed::new("gemma2").set("head_dim", json!(16)), "q_proj", "[128, 64]", "[64, 64]"),
+        (Changed::new("phi4_mini").set("partial_rotary_factor", json!(0.5)), "long_factor", "12 entries", "8 numbers"),
+    ];
+    for (changed, name, found, expected) in cases {
+        let error = changed.refusal();
+        assert!([name, found, expected].iter().all(|words| error.contains(words)), "{error} lacks {name}");
     }
 }
 

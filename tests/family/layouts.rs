@@ -4,8 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use layerstream::{GenerateOptions, Model, Options};
-use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -65,6 +65,70 @@ fn names_may_lack_the_root_that_the_whole_model_adds() {
         let bare = |tensor: &str| tensor.trim_start_matches("model.").trim_start_matches("transformer.").to_string();
         assert!(run(rewritten(name, bare, same).path(), name) == run(&case(name), name), "{name}");
     }
+}
+
+/// A head of Falcon's case: 16 rows of 64 bfloat16 numbers.
+const HEAD: usize = 16 * 64 * 2;
+
+#[test]
+fn falcon_packs_heads_in_three_ways() {
+    let name = "falcon";
+    let original = run(&case(name), name);
+    let same_tensors = |_: &str, bytes: &[u8]| bytes.to_vec();
+    // One key head is one group of all queries, as the larger ones pack it.
+    let grouped = |mut config: Value| {
+        config["new_decoder_architecture"] = json!(true);
+        config["num_kv_heads"] = json!(1);
+        config["num_ln_in_parallel_attn"] = json!(1);
+        config
+    };
+    assert!(run(edited(name, same_tensors, &[], grouped).path(), name) == original);
+    // With a norm for attention and one for the MLP.
+    let two_norms = |config: Value| {
+        let mut config = grouped(config);
+        config["num_ln_in_parallel_attn"] = Value::Null;
+        config
+    };
+    let copies = [("input_layernorm", "ln_attn"), ("input_layernorm", "ln_mlp")];
+    assert!(run(edited(name, same_tensors, &copies, two_norms).path(), name) == original);
+    // A key head for every query head, each of them the same: [q, k, v] head by head.
+    let repeated = |tensor: &str, bytes: &[u8]| match tensor.ends_with("query_key_value.weight") {
+        true => (0..4).flat_map(|head| [&bytes[head * HEAD..][..HEAD], &bytes[4 * HEAD..]].concat()).collect(),
+        false => bytes.to_vec(),
+    };
+    let plain = |mut config: Value| {
+        config["multi_query"] = json!(false);
+        config
+    };
+    assert!(run(edited(name, repeated, &[], plain).path(), name) == original);
+}
+
+/// A copy of a case with other bytes in its matrices (whose rows follow), and copies of tensors under other names.
+fn edited(
+    name: &str,
+    edit: impl Fn(&str, &[u8]) -> Vec<u8>,
+    copies: &[(&str, &str)],
+    configure: impl Fn(Value) -> Value,
+) -> TempDir {
+    let (from, to) = (case(name), tempfile::tempdir().unwrap());
+    let bytes = fs::read(from.join("model.safetensors")).unwrap();
+    let mut tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
+    for (tensor, view) in SafeTensors::deserialize(&bytes).unwrap().tensors() {
+        let bytes = edit(&tensor, view.data());
+        let mut shape = view.shape().to_vec();
+        shape[0] = shape[0] * bytes.len() / view.data().len();
+        for (_, copy) in copies.iter().filter(|(part, _)| tensor.contains(part)) {
+            tensors.push((tensor.replace("input_layernorm", copy), view.dtype(), shape.clone(), bytes.clone()));
+        }
+        tensors.push((tensor, view.dtype(), shape, bytes));
+    }
+    let views = tensors
+        .iter()
+        .map(|(name, dtype, shape, bytes)| (name.clone(), TensorView::new(*dtype, shape.clone(), bytes).unwrap()));
+    fs::write(to.path().join("model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
+    let config = serde_json::from_slice(&fs::read(from.join("config.json")).unwrap()).unwrap();
+    fs::write(to.path().join("config.json"), configure(config).to_string()).unwrap();
+    to
 }
 
 #[test]

@@ -4,6 +4,8 @@
 mod config;
 mod layouts;
 mod lengths;
+mod mixtures;
 #[path = "../reference/mod.rs"]
 mod reference;
 mod sensitivity;
+mod states;

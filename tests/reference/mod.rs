@@ -10,45 +10,17 @@ use safetensors::{Dtype, SafeTensors};
 /// The largest error, as normalised mean squared error over a prompt's logits, that two float32 implementations may have.
 pub const GATE: f64 = 1e-6;
 
-/// The cases that the project carries: every family, option and element type once.
-pub const CASES: [&str; 36] = [
-    "baichuan2_7b",
-    "baichuan_13b",
-    "chatglm2",
-    "chatglm3_rope_ratio",
-    "cohere2",
-    "ct_fp8_channel",
-    "ct_fp8_tensor",
-    "falcon",
-    "fmt_bin_sharded",
-    "fmt_bin_single",
-    "fmt_bin_tied_shared",
-    "fmt_f16",
-    "fmt_f32",
-    "fp8_block128",
-    "gemma",
-    "gemma2",
-    "gemma3_vl_wrapper",
-    "glm",
-    "glm4",
-    "gpt_neox",
-    "granite",
-    "internlm1",
-    "internlm2_dynamic",
-    "llama31_gqa",
-    "llama32_tied",
-    "llama_bias",
-    "mistral_window",
-    "olmo2",
-    "phi3",
-    "phi4_mini",
-    "qwen1_ntk_logn",
-    "qwen2_window",
-    "qwen2_yarn",
-    "qwen3_yarn",
-    "starcoder2",
-    "yi",
-];
+/// The cases that the project carries: every folder of `tests/golden/models`, which has every family, option and element
+/// type once.
+pub fn cases() -> Vec<String> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models");
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let cases = entries.filter(|path| path.join("expected.safetensors").exists());
+    let mut cases: Vec<_> = cases.map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect();
+    cases.sort();
+    assert!(cases.len() >= 47, "cases are missing: {cases:?}");
+    cases
+}
 
 /// Where a case that the project carries is.
 pub fn case(name: &str) -> PathBuf {

@@ -16,6 +16,14 @@ pub(super) fn glu(isa: Isa, workers: &mut Workers, activation: Activation, gate:
     });
 }
 
+pub(super) fn clamped_glu(isa: Isa, workers: &mut Workers, alpha: f32, limit: f32, gate: &mut [f32], up: &[f32]) {
+    assert_eq!(gate.len(), up.len(), "a gate for every number");
+    workers.rows(gate, PIECE, |i, gate| {
+        let up = &up[i * PIECE..i * PIECE + gate.len()];
+        isa.run(Clamped { alpha, limit, gate, up });
+    });
+}
+
 pub(super) fn activate(isa: Isa, workers: &mut Workers, activation: Activation, x: &mut [f32]) {
     workers.rows(x, PIECE, |_, x| isa.run(Activate { activation, x, up: None }));
 }
@@ -41,6 +49,7 @@ impl Kernel for Activate<'_> {
             Activation::Gelu => self.with::<V, Gelu>(),
             Activation::GeluTanh => self.with::<V, GeluTanh>(),
             Activation::Relu => self.with::<V, Relu>(),
+            Activation::Sigmoid => self.with::<V, Sigmoid>(),
         }
     }
 }
@@ -76,6 +85,7 @@ struct Silu;
 struct Gelu;
 struct GeluTanh;
 struct Relu;
+struct Sigmoid;
 
 impl Function for Silu {
     #[inline(always)]
@@ -99,7 +109,7 @@ impl Function for GeluTanh {
     /// (1 + tanh u) / 2 = 1 / (1 + e⁻²ᵘ)
     #[inline(always)]
     fn of<V: F32x16>(x: V) -> V {
-        const MINUS_TWICE: f32 = -1.595_769; // −2·√(2/π)
+        const MINUS_TWICE: f32 = (-2.0 * 0.797_884_560_802_865_4_f64) as f32; // −2·√(2/π)
         let cube = x.mul(x).mul(V::splat(0.044715)).mul(x);
         let u = x.add(cube).mul(V::splat(MINUS_TWICE));
         x.div(V::splat(1.0).add(exp(u)))
@@ -110,6 +120,41 @@ impl Function for Relu {
     #[inline(always)]
     fn of<V: F32x16>(x: V) -> V {
         V::zero().max(x)
+    }
+}
+
+struct Clamped<'a> {
+    alpha: f32,
+    limit: f32,
+    gate: &'a mut [f32],
+    up: &'a [f32],
+}
+
+impl Kernel for Clamped<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: F32x16>(self) {
+        let (limit, least) = (V::splat(self.limit), V::splat(-self.limit));
+        let (minus_alpha, one) = (V::splat(-self.alpha), V::splat(1.0));
+        let of = |gate: V, up: V| {
+            let gate = limit.min(gate);
+            let up = least.max(limit.min(up));
+            gate.div(one.add(exp(gate.mul(minus_alpha)))).mul(up.add(one))
+        };
+        let (gates, gate_rest) = self.gate.as_chunks_mut::<LANES>();
+        let (ups, up_rest) = self.up.as_chunks::<LANES>();
+        for (gate, up) in gates.iter_mut().zip(ups) {
+            of(V::load(gate), V::load(up)).store(gate);
+        }
+        of(V::load_part(gate_rest), V::load_part(up_rest)).store_part(gate_rest);
+    }
+}
+
+impl Function for Sigmoid {
+    #[inline(always)]
+    fn of<V: F32x16>(x: V) -> V {
+        V::splat(1.0).div(V::splat(1.0).add(exp(V::zero().sub(x))))
     }
 }
 

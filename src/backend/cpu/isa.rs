@@ -24,6 +24,8 @@ pub(super) struct Lanes(pub [f32; LANES]);
 pub(super) trait F32x16: Copy {
     /// Whether there are registers for 4×6 accumulators (32 of 16 lanes) or only for 2×3 (16 of 8 lanes).
     const WIDE: bool;
+    /// Sixteen bytes.
+    type Bytes: Copy;
 
     fn splat(value: f32) -> Self;
     fn load(from: &[f32; LANES]) -> Self;
@@ -35,6 +37,17 @@ pub(super) trait F32x16: Copy {
     fn load_bf16(from: &[u8; 2 * LANES]) -> Self;
     /// FP8 E4M3 (no infinities, one NaN of either sign), at any address.
     fn load_e4m3(from: &[u8; LANES]) -> Self;
+    /// Signed bytes, at any address.
+    fn load_i8(from: &[u8; LANES]) -> Self;
+    /// Bytes, at any address.
+    fn bytes(from: &[u8; LANES]) -> Self::Bytes;
+    /// `byte >> shift & mask`, for masks of at most `8 - shift` bits.
+    fn field(bytes: Self::Bytes, shift: u32, mask: u8) -> Self::Bytes;
+    /// `low | high << 4`, for `high` below 16.
+    fn join(low: Self::Bytes, high: Self::Bytes) -> Self::Bytes;
+    fn from_bytes(bytes: Self::Bytes) -> Self;
+    /// One little-endian float16.
+    fn half(bytes: [u8; 2]) -> f32;
     fn store(self, to: &mut [f32; LANES]);
     fn add(self, b: Self) -> Self;
     fn sub(self, b: Self) -> Self;
@@ -169,6 +182,7 @@ impl Portable {
 
 impl F32x16 for Portable {
     const WIDE: bool = false;
+    type Bytes = [u8; LANES];
 
     #[inline(always)]
     fn splat(value: f32) -> Self {
@@ -208,6 +222,36 @@ impl F32x16 for Portable {
             };
             if sign == 1 { -magnitude } else { magnitude }
         }))
+    }
+
+    #[inline(always)]
+    fn load_i8(from: &[u8; LANES]) -> Self {
+        Portable(std::array::from_fn(|l| f32::from(from[l] as i8)))
+    }
+
+    #[inline(always)]
+    fn bytes(from: &[u8; LANES]) -> [u8; LANES] {
+        *from
+    }
+
+    #[inline(always)]
+    fn field(bytes: [u8; LANES], shift: u32, mask: u8) -> [u8; LANES] {
+        bytes.map(|byte| byte >> shift & mask)
+    }
+
+    #[inline(always)]
+    fn join(low: [u8; LANES], high: [u8; LANES]) -> [u8; LANES] {
+        std::array::from_fn(|l| low[l] | high[l] << 4)
+    }
+
+    #[inline(always)]
+    fn from_bytes(bytes: [u8; LANES]) -> Self {
+        Portable(bytes.map(f32::from))
+    }
+
+    #[inline(always)]
+    fn half(bytes: [u8; 2]) -> f32 {
+        half::f16::from_le_bytes(bytes).to_f32_const()
     }
 
     #[inline(always)]

@@ -7,6 +7,7 @@ use super::isa::{F32x16, Isa, Kernel};
 use super::panel;
 use super::weights::{Element, Tile, with_element};
 use super::workers::Workers;
+use crate::encoding::Encoding;
 
 /// Multiplications and additions that make a task worth handing out.
 const WORTHWHILE: usize = 1 << 16;
@@ -15,6 +16,11 @@ pub(super) const BLOCK: usize = panel::ROWS * panel::TOKENS;
 /// Up to so many tokens, weights are used straight from where they lie, at most so many rows at a time: enough streams
 /// from memory and independent sums.
 const FEW: usize = 4;
+
+/// [`FEW`], or one for encodings that take more to decode than to multiply with: a panel decodes them once for all tokens.
+fn few_tokens(encoding: Encoding) -> usize {
+    if encoding.multiple() > 1 { 1 } else { FEW }
+}
 
 /// The columns of the result that belong to the rows of a tile.
 pub struct Columns<'a> {
@@ -74,7 +80,8 @@ pub(super) fn matmul(isa: Isa, workers: &mut Workers, w: Tile<'_>, x: &[f32], ou
     // A few tasks for every thread; no smaller than that, since rows of a task share the activations' way to the core.
     let tokens_at_once = tokens.clamp(1, panel::TOKENS);
     let token_blocks = tokens.div_ceil(tokens_at_once);
-    let most_rows = if tokens > FEW { panel::ROWS } else { BLOCK / tokens_at_once };
+    let few = few_tokens(w.encoding);
+    let most_rows = if tokens > few { panel::ROWS } else { BLOCK / tokens_at_once };
     let wanted = (4 * workers.len()).div_ceil(token_blocks.max(1));
     let rows_at_once = rows.div_ceil(wanted).max(WORTHWHILE / (w.k * tokens_at_once));
     let rows_at_once = rows_at_once.next_multiple_of(FEW).clamp(1, most_rows);
@@ -90,10 +97,10 @@ pub(super) fn matmul(isa: Isa, workers: &mut Workers, w: Tile<'_>, x: &[f32], ou
         let block = &mut block[..rows * tokens];
         let w = w.part(row, rows);
         let x = &x[token * w.k..(token + tokens) * w.k];
-        match tokens {
-            // No block of more rows than a panel has goes to the panel.
-            ..=FEW => isa.run(Few { w, x, out: block }),
-            _ => panel::multiply(isa, w, x, block, panel),
+        match tokens <= few {
+            true => isa.run(Few { w, x, out: block }),
+            // No block of more rows than a panel has comes here.
+            false => panel::multiply(isa, w, x, block, panel),
         }
         if finish.normalise_rows {
             for r in 0..rows {
@@ -178,12 +185,12 @@ impl Few<'_> {
         let Few { w, x, out } = self;
         match x.len() / w.k {
             1 => few::<V, E, 4, 1>(w, [x], out),
-            2 if V::WIDE => few::<V, E, 4, 2>(w, tokens(x, w.k), out),
-            2 => few::<V, E, 2, 2>(w, tokens(x, w.k), out),
-            3 if V::WIDE => few::<V, E, 4, 3>(w, tokens(x, w.k), out),
-            3 => few::<V, E, 2, 3>(w, tokens(x, w.k), out),
-            FEW if V::WIDE => few::<V, E, 4, FEW>(w, tokens(x, w.k), out),
-            FEW => few::<V, E, 1, FEW>(w, tokens(x, w.k), out),
+            2 if E::STEPS == 1 && V::WIDE => few::<V, E, 4, 2>(w, tokens(x, w.k), out),
+            2 if E::STEPS == 1 => few::<V, E, 2, 2>(w, tokens(x, w.k), out),
+            3 if E::STEPS == 1 && V::WIDE => few::<V, E, 4, 3>(w, tokens(x, w.k), out),
+            3 if E::STEPS == 1 => few::<V, E, 2, 3>(w, tokens(x, w.k), out),
+            FEW if E::STEPS == 1 && V::WIDE => few::<V, E, 4, FEW>(w, tokens(x, w.k), out),
+            FEW if E::STEPS == 1 => few::<V, E, 1, FEW>(w, tokens(x, w.k), out),
             tokens => unreachable!("{tokens} tokens are not few"),
         }
     }

@@ -9,14 +9,19 @@
 
 mod activation;
 mod attention;
+mod blocks;
 mod dots;
+mod experts;
 mod functions;
 mod isa;
 mod matmul;
+mod mxfp4;
 mod norm;
 mod panel;
+mod recurrent;
 mod rope;
 mod rotation;
+mod route;
 mod rows;
 mod run;
 mod transposed;
@@ -31,9 +36,12 @@ pub use norm::Norm;
 pub use rope::Rope;
 pub use rows::Runs;
 pub(crate) use run::CpuBackend;
+#[cfg(feature = "cuda")]
+pub(crate) use run::read_vectors;
 pub use transposed::Inputs;
 pub use weights::{Scales, Tile};
 
+use recurrent::Delta;
 use workers::Workers;
 
 use crate::Result;
@@ -100,17 +108,10 @@ impl Cpu {
     }
 
     /// The same product with a tile of a matrix that is stored as its transpose, `[inputs, outputs]`: adds to every output
-    /// what the tile's inputs contribute. `out` begins at the matrix's first output. [`Mode::Store`] and `bias` are for the
-    /// first tile.
-    pub fn matmul_transposed(
-        &mut self,
-        w: Tile<'_>,
-        x: Inputs<'_>,
-        bias: Option<&[f32]>,
-        out: Columns<'_>,
-        mode: Mode,
-    ) {
-        transposed::matmul(self.isa, &mut self.workers, w, x, bias, out, mode);
+    /// what the tile's inputs contribute. `out` begins at the matrix's first output. [`Mode::Store`] and a bias are for the
+    /// first tile; rows cannot be normalised.
+    pub fn matmul_transposed(&mut self, w: Tile<'_>, x: Inputs<'_>, out: Columns<'_>, finish: Finish<'_>) {
+        transposed::matmul(self.isa, &mut self.workers, w, x, out, finish);
     }
 
     /// Normalises every row of `x`, `[tokens, width]`, into `out`, or adds the result to what is there.
@@ -147,6 +148,16 @@ impl Cpu {
     /// `gate = activation(gate) × up`
     pub fn glu(&mut self, activation: Activation, gate: &mut [f32], up: &[f32]) {
         activation::glu(self.isa, &mut self.workers, activation, gate, up);
+    }
+
+    /// Runs tokens of one sequence through the gated delta rule.
+    fn delta(&mut self, inputs: Delta<'_>, rows: std::ops::Range<usize>, states: &mut [f32], out: &mut [f32]) {
+        recurrent::delta(self.isa, &mut self.workers, inputs, rows, states, out);
+    }
+
+    /// `gate = g × sigmoid(alpha × g) × (u + 1)` with `g = min(gate, limit)` and `u` = `up` within ±`limit`
+    pub fn clamped_glu(&mut self, alpha: f32, limit: f32, gate: &mut [f32], up: &[f32]) {
+        activation::clamped_glu(self.isa, &mut self.workers, alpha, limit, gate, up);
     }
 
     /// `x = activation(x)`

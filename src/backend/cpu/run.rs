@@ -3,29 +3,40 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::recurrent::{self, Delta};
 use super::rotation::{Rotation, TurnedKeys};
+use super::route::Chosen;
 use super::{Attention, Columns, Cpu, Finish, Heads, Inputs, Mode, Norm, Runs, Scales, Sequence};
 use crate::backend::Backend;
 use crate::checkpoint::Tensor;
 use crate::disk::gather::Gather;
 use crate::encoding::Encoding;
 use crate::error::Result;
-use crate::kv::KvCache;
+use crate::kv::{KvCache, States};
 use crate::pass::{Segment, with_rows};
-use crate::plan::{Plan, Tile};
+use crate::plan::{ExpertTile, Plan, Tile};
 use crate::profile::Recorder;
-use crate::program::{self, Buffer, KvShape, Product, Program, Step, VectorId};
-use crate::stream::Conveyor;
+use crate::program::{
+    self, Buffer, Convolution, DeltaRule, Experts, KvShape, Matrix, Product, Program, Routing, Step, VectorId,
+};
+use crate::stream::{self, Conveyor};
 
 /// The processor, with the memory of one plan.
 pub(crate) struct CpuBackend {
-    program: Arc<Program>,
-    cpu: Cpu,
+    pub(super) program: Arc<Program>,
+    pub(super) cpu: Cpu,
     /// Norms and biases, in the order of [`Program::vectors`].
-    vectors: Vec<Vec<f32>>,
+    pub(super) vectors: Vec<Vec<f32>>,
     /// In the order of [`Program::buffers`].
-    buffers: Vec<Vec<f32>>,
+    pub(super) buffers: Vec<Vec<f32>>,
+    /// What the latest router chose.
+    pub(super) chosen: Chosen,
+    /// The factors of the latest tile that came with exponents.
+    pub(super) factors_of_tile: Vec<f32>,
     kv: KvCache,
+    states: States,
+    /// The sequences of the pass.
+    running: Vec<usize>,
     /// In the order of [`Program::ropes`].
     rotations: Vec<Rotation>,
     turned: TurnedKeys,
@@ -34,7 +45,7 @@ pub(crate) struct CpuBackend {
     /// Embedding rows as they lie on disk, before they become float32.
     staging: Vec<u8>,
     /// Rows that the steps work on at the moment: all of the pass, or after [`Step::Select`] those with logits.
-    rows: usize,
+    pub(super) rows: usize,
     recorder: Recorder,
 }
 
@@ -55,7 +66,11 @@ impl CpuBackend {
         Ok(CpuBackend {
             vectors: read_vectors(&cpu, gather, &program.vectors)?,
             buffers: program.buffers.iter().enumerate().map(|(i, width)| vec![0.0; width * rows(i)]).collect(),
+            chosen: Chosen::default(),
+            factors_of_tile: Vec::new(),
             kv: KvCache::new(&program.kv, plan.context, plan.sequences),
+            states: States::new(&program.states, plan.sequences),
+            running: Vec::with_capacity(plan.sequences),
             rotations: program.ropes.iter().map(|rope| Rotation::new(rope.rotary_dim() / 2, plan.rows)).collect(),
             turned: TurnedKeys::new(program.turned_keys(plan.context)),
             factors: Vec::with_capacity(plan.rows),
@@ -76,6 +91,8 @@ impl Backend for CpuBackend {
         }
         self.turned.forget_angles();
         self.rows = segments.iter().map(|segment| segment.tokens.len()).sum();
+        self.running.clear();
+        self.running.extend(segments.iter().map(|segment| segment.sequence));
         Ok(())
     }
 
@@ -107,7 +124,8 @@ impl Backend for CpuBackend {
                 let norm = with_vectors(&self.vectors, norm);
                 self.cpu.head_norm(&mut self.buffers[buffer.0][..rows * heads.stride], heads, norm);
             }
-            Step::MatMul(_) => unreachable!("products come tile by tile"),
+            Step::MatMul(_) | Step::Experts(_) => unreachable!("products come tile by tile"),
+            Step::Route { .. } => unreachable!("the engine has to know what was chosen"),
             Step::Rearrange { input, output, first, run, stride } => {
                 let (x_width, width) = (program.buffers[input.0], program.buffers[output.0]);
                 let [x, out] = pair(&mut self.buffers, input, output);
@@ -128,9 +146,25 @@ impl Backend for CpuBackend {
                 self.factors.extend(segments.iter().flat_map(|segment| segment.positions()).map(|p| by.at(p)));
                 self.cpu.scale_rows(&mut self.buffers[buffer.0][..rows * width], width, &self.factors);
             }
+            Step::Join { ref parts, output } => self.join(parts, output),
+            Step::Convolve(convolution) => self.convolve(segments, convolution),
+            Step::DeltaRule(rule) => self.delta_rule(segments, rule),
             Step::Append { layer, keys, values } => self.append(segments, layer, keys, values),
+            Step::AppendShared { layer, packed, shared } => self.append_shared(segments, layer, packed, shared),
             Step::Attend { layer, queries, output, ref attention } => {
                 self.attend(&program, segments, layer, queries, output, attention);
+            }
+            Step::GateRows { gate, buffer } => {
+                let width = program.buffers[buffer.0];
+                let [gate, x] = pair(&mut self.buffers, gate, buffer);
+                self.factors.clear();
+                self.factors.extend(gate[..rows].iter().map(|gate| 1.0 / (1.0 + (-gate).exp())));
+                self.cpu.scale_rows(&mut x[..rows * width], width, &self.factors);
+            }
+            Step::Add { input, output } => {
+                let len = rows * program.buffers[output.0];
+                let [x, out] = pair(&mut self.buffers, input, output);
+                out[..len].iter_mut().zip(&x[..len]).for_each(|(out, x)| *out += x);
             }
             Step::Glu { activation, gate, up } => {
                 let len = rows * program.buffers[gate.0];
@@ -157,39 +191,40 @@ impl Backend for CpuBackend {
         if self.rows > 0 {
             let weight = &self.program.matrices[product.matrix.0];
             let [x, out] = pair(&mut self.buffers, product.input, product.output);
-            let x = &x[..self.rows * weight.cols];
+            let finish = Finish {
+                bias: product.bias.map(|bias| self.vectors[bias.0].as_slice()),
+                scale: product.scale,
+                normalise_rows: product.normalise_rows,
+                mode: mode(product.add),
+            };
             let stride = self.program.buffers[product.output.0];
-            let data = &mut out[..self.rows * stride];
-            let bias = product.bias.map(|bias| self.vectors[bias.0].as_slice());
-            let first = tile.rows.start;
-            let scales = weight.scales.map(|scales| Scales {
-                values: &self.vectors[scales.vector.0],
-                row_block: scales.row_block,
-                col_block: scales.col_block,
-                first_row: weight.first_row + first,
-            });
-            let w = super::Tile { bytes: &bytes, encoding: weight.encoding, k: weight.stored_cols(), scales };
-            if weight.tensor.transposed {
-                let x = Inputs { data: x, stride: weight.cols, first };
-                let columns = Columns { data, stride, first: product.first };
-                let mode = mode(product.add || first > 0);
-                self.cpu.matmul_transposed(w, x, bias.filter(|_| first == 0), columns, mode);
-            } else {
-                let finish = Finish {
-                    bias: bias.map(|bias| &bias[tile.rows.clone()]),
-                    scale: product.scale,
-                    normalise_rows: product.normalise_rows,
-                    mode: mode(product.add),
-                };
-                let columns = Columns { data, stride, first: product.first + first };
-                self.cpu.matmul(w, x, columns, finish);
-            }
+            let (x, data) = (&x[..self.rows * weight.cols], &mut out[..self.rows * stride]);
+            let columns = Columns { data, stride, first: product.first };
+            let scales = scales(&self.vectors, weight, tile.rows.start);
+            multiply(&mut self.cpu, weight, &tile.rows, &bytes, scales, x, columns, finish);
         }
         self.recorder.ran(since, tile.span.len);
         Ok(())
     }
 
+    fn route(&mut self, logits: Buffer, routing: &Routing) -> Result<Vec<usize>> {
+        let since = self.recorder.now();
+        let chosen = self.choose(logits, routing);
+        self.recorder.ran(since, 0);
+        Ok(chosen)
+    }
+
+    fn expert(&mut self, step: &Experts, tile: &ExpertTile, feed: &mut stream::Experts) -> Result<()> {
+        let bytes = feed.next()?;
+        let since = self.recorder.now();
+        let exponents = tile.spans.get(1).map(|_| &bytes[1]);
+        self.apply_expert(step, tile, &bytes[0], exponents);
+        self.recorder.ran(since, tile.bytes());
+        Ok(())
+    }
+
     fn finish(&mut self, _feed: &mut Conveyor) -> Result<()> {
+        self.running.iter().for_each(|sequence| self.states.keep(*sequence));
         self.recorder.end_pass(Some(self.recorder.now()));
         Ok(())
     }
@@ -215,6 +250,62 @@ impl CpuBackend {
                 let new = &self.buffers[new.0][rows.start * stride..rows.end * stride];
                 super::append(new, stride, heads, dim, segment.start, cache);
             }
+        }
+    }
+
+    fn append_shared(&mut self, segments: &[Segment], layer: usize, packed: Buffer, shared: Buffer) {
+        let KvShape { heads, key_dim, value_dim } = self.kv.shape(layer);
+        let (width, shared_dim) = (self.program.buffers[packed.0], self.program.buffers[shared.0]);
+        let own = key_dim - shared_dim;
+        for (segment, rows) in with_rows(segments) {
+            let (keys, values) = self.kv.get_mut(layer, segment.sequence);
+            let capacity = keys.len() / (heads * key_dim);
+            for (row, position) in rows.zip(segment.positions()) {
+                let shared = &self.buffers[shared.0][row * shared_dim..(row + 1) * shared_dim];
+                let packed = &self.buffers[packed.0][row * width..(row + 1) * width];
+                for (head, packed) in packed.chunks_exact(own + value_dim).enumerate() {
+                    let at = head * capacity + position;
+                    let key = &mut keys[at * key_dim..(at + 1) * key_dim];
+                    key[..own].copy_from_slice(&packed[..own]);
+                    key[own..].copy_from_slice(shared);
+                    values[at * value_dim..(at + 1) * value_dim].copy_from_slice(&packed[own..]);
+                }
+            }
+        }
+    }
+
+    fn join(&mut self, parts: &[Buffer], output: Buffer) {
+        let width = self.program.buffers[output.0];
+        let mut first = 0;
+        for part in parts {
+            let part_width = self.program.buffers[part.0];
+            let [x, out] = pair(&mut self.buffers, *part, output);
+            for (x, out) in x.chunks_exact(part_width).zip(out.chunks_exact_mut(width)).take(self.rows) {
+                out[first..first + part_width].copy_from_slice(x);
+            }
+            first += part_width;
+        }
+    }
+
+    fn convolve(&mut self, segments: &[Segment], convolution: Convolution) {
+        let Convolution { state, buffer, weight, .. } = convolution;
+        let channels = self.program.buffers[buffer.0];
+        for (segment, rows) in with_rows(segments) {
+            let state = self.states.next(state.0, segment.sequence, segment.start == 0);
+            let x = &mut self.buffers[buffer.0][rows.start * channels..rows.end * channels];
+            recurrent::convolve(x, channels, &self.vectors[weight.0], state);
+        }
+    }
+
+    fn delta_rule(&mut self, segments: &[Segment], rule: DeltaRule) {
+        let DeltaRule { key_heads, value_heads, key_dim, value_dim, mixed, decay, write, output, .. } = rule;
+        let [mixed, decay, write, out] =
+            self.buffers.get_disjoint_mut([mixed.0, decay.0, write.0, output.0]).expect("different buffers");
+        let (log_decay, decay_bias) = (&self.vectors[rule.log_decay.0], &self.vectors[rule.decay_bias.0]);
+        let inputs = Delta { key_heads, value_heads, key_dim, value_dim, mixed, decay, write, log_decay, decay_bias };
+        for (segment, rows) in with_rows(segments) {
+            let state = self.states.next(rule.state.0, segment.sequence, segment.start == 0);
+            self.cpu.delta(inputs, rows, state, out);
         }
     }
 
@@ -281,6 +372,44 @@ fn heads(program: &Program, buffer: Buffer, dim: usize) -> Heads {
     Heads { count: stride / dim, dim, stride }
 }
 
+/// The factors of a matrix that has them among the small weights, for a tile that begins with this stored row.
+pub(super) fn scales<'a>(vectors: &'a [Vec<f32>], weight: &Matrix, first: usize) -> Option<Scales<'a>> {
+    weight.scales.map(|scales| Scales {
+        values: &vectors[scales.vector.0],
+        row_block: scales.row_block,
+        col_block: scales.col_block,
+        first_row: weight.first_row + first,
+    })
+}
+
+/// `out = finish(x · weightᵀ)` as far as some stored rows, of which these are the bytes, contribute. `out` and the bias are
+/// for the whole product.
+#[expect(clippy::too_many_arguments, reason = "all of what a product is")]
+pub(super) fn multiply(
+    cpu: &mut Cpu,
+    weight: &Matrix,
+    rows: &Range<usize>,
+    bytes: &[u8],
+    scales: Option<Scales<'_>>,
+    x: &[f32],
+    out: Columns<'_>,
+    finish: Finish<'_>,
+) {
+    let w = super::Tile { bytes, encoding: weight.encoding, k: weight.stored_cols(), scales };
+    if weight.tensor.transposed {
+        let x = Inputs { data: x, stride: weight.cols, first: rows.start };
+        let finish = match rows.start {
+            0 => finish,
+            _ => Finish { bias: None, mode: Mode::Add, ..finish },
+        };
+        cpu.matmul_transposed(w, x, out, finish);
+    } else {
+        let bias = finish.bias.map(|bias| &bias[rows.clone()]);
+        let out = Columns { first: out.first + rows.start, ..out };
+        cpu.matmul(w, x, out, Finish { bias, ..finish });
+    }
+}
+
 /// The norm with its vectors.
 fn with_vectors(vectors: &[Vec<f32>], norm: program::Norm) -> Norm<'_> {
     let vector = |id: Option<VectorId>| id.map(|id| vectors[id.0].as_slice());
@@ -293,12 +422,12 @@ fn mode(add: bool) -> Mode {
 }
 
 /// Two different buffers, both to be used at once.
-fn pair(buffers: &mut [Vec<f32>], a: Buffer, b: Buffer) -> [&mut Vec<f32>; 2] {
+pub(super) fn pair(buffers: &mut [Vec<f32>], a: Buffer, b: Buffer) -> [&mut Vec<f32>; 2] {
     buffers.get_disjoint_mut([a.0, b.0]).expect("a step reads and writes different buffers")
 }
 
 /// Norms and biases as float32.
-fn read_vectors(cpu: &Cpu, gather: &Gather, tensors: &[Tensor]) -> Result<Vec<Vec<f32>>> {
+pub(crate) fn read_vectors(cpu: &Cpu, gather: &Gather, tensors: &[Tensor]) -> Result<Vec<Vec<f32>>> {
     let mut bytes: Vec<_> = tensors.iter().map(|tensor| vec![0; tensor.span.len as usize]).collect();
     let mut reads: Vec<_> = tensors.iter().zip(&mut bytes).map(|(t, to)| (t.span, to.as_mut_slice())).collect();
     gather.read_at(&mut reads)?;

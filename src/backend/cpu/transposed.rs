@@ -5,7 +5,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use super::isa::{F32x16, Isa, Kernel, LANES};
-use super::matmul::{BLOCK, Columns, Mode};
+use super::matmul::{BLOCK, Columns, Finish, Mode};
 use super::panel;
 use super::weights::{Bf16, Element, F16, F32, Tile};
 use super::workers::Workers;
@@ -32,9 +32,8 @@ pub(super) fn matmul(
     workers: &mut Workers,
     w: Tile<'_>,
     x: Inputs<'_>,
-    bias: Option<&[f32]>,
     out: Columns<'_>,
-    mode: Mode,
+    finish: Finish<'_>,
 ) {
     // Along a stored row lie outputs.
     let outputs = w.k;
@@ -45,7 +44,8 @@ pub(super) fn matmul(
         "{outputs} sums for {tokens} tokens"
     );
     assert!(x.first + w.rows() <= x.stride, "activations for every stored row");
-    assert!(bias.is_none_or(|bias| bias.len() == outputs), "a bias for every one of {outputs} outputs");
+    assert!(finish.bias.is_none_or(|bias| bias.len() == outputs), "a bias for every one of {outputs} outputs");
+    assert!(!finish.normalise_rows, "rows lie scattered here");
 
     let tokens_at_once = tokens.clamp(1, panel::TOKENS);
     let token_blocks = tokens.div_ceil(tokens_at_once);
@@ -53,15 +53,15 @@ pub(super) fn matmul(
     let at_once = outputs.div_ceil(wanted).max(WORTHWHILE / (w.rows().max(1) * tokens_at_once));
     let at_once = at_once.clamp(1, BLOCK / tokens_at_once / LANES * LANES).next_multiple_of(LANES);
     let column_blocks = outputs.div_ceil(at_once);
-    let (stride, first_output) = (out.stride, out.first);
+    let (stride, column) = (out.stride, out.first);
     let out = Mutex::new(out.data);
     workers.run(column_blocks * token_blocks, |scratch, task| {
         let first = task / token_blocks * at_once;
         let token = task % token_blocks * tokens_at_once;
         let (width, tokens) = (at_once.min(outputs - first), tokens_at_once.min(tokens - token));
         let sums = &mut scratch.matmul.block[..width * tokens];
-        let start = |t: usize| (token + t) * stride + first_output + first;
-        match mode {
+        let start = |t: usize| (token + t) * stride + column + first;
+        match finish.mode {
             Mode::Store => sums.fill(0.0),
             Mode::Add => {
                 let out = out.lock().unwrap_or_else(PoisonError::into_inner);
@@ -70,13 +70,13 @@ pub(super) fn matmul(
                     .for_each(|(t, s)| s.copy_from_slice(&out[start(t)..][..width]));
             }
         }
-        if let Some(bias) = bias {
+        if let Some(bias) = finish.bias {
             for sums in sums.chunks_exact_mut(width) {
-                sums.iter_mut().zip(&bias[first..]).for_each(|(sum, b)| *sum += b);
+                sums.iter_mut().zip(&bias[first..]).for_each(|(sum, b)| *sum += finish.scale * b);
             }
         }
         let x = Inputs { data: &x.data[token * x.stride..(token + tokens) * x.stride], ..x };
-        isa.run(Block { w, x, first, width, sums });
+        isa.run(Block { w, x, scale: finish.scale, first, width, sums });
         let mut out = out.lock().unwrap_or_else(PoisonError::into_inner);
         sums.chunks_exact(width).enumerate().for_each(|(t, s)| out[start(t)..][..width].copy_from_slice(s));
     });
@@ -86,6 +86,7 @@ pub(super) fn matmul(
 struct Block<'a> {
     w: Tile<'a>,
     x: Inputs<'a>,
+    scale: f32,
     /// The first output.
     first: usize,
     /// Outputs.
@@ -141,7 +142,7 @@ impl Block<'_> {
                 };
             }
             for (x, sums) in self.x.data.chunks_exact(self.x.stride).zip(self.sums.chunks_exact_mut(self.width)) {
-                let x = &x[inputs..inputs + D];
+                let x: [f32; D] = std::array::from_fn(|d| self.scale * x[inputs + d]);
                 match sums[at..end].as_chunks_mut::<LANES>() {
                     ([sums], _) => accumulate(w, x, V::load(sums)).store(sums),
                     (_, sums) => accumulate(w, x, V::load_part(sums)).store_part(sums),
@@ -153,7 +154,7 @@ impl Block<'_> {
 
 /// `sums + w[0]·x[0] + w[1]·x[1] …`, from left to right.
 #[inline(always)]
-fn accumulate<V: F32x16, const D: usize>(w: [V; D], x: &[f32], mut sums: V) -> V {
+fn accumulate<V: F32x16, const D: usize>(w: [V; D], x: [f32; D], mut sums: V) -> V {
     for d in 0..D {
         sums = w[d].mul_add(V::splat(x[d]), sums);
     }

@@ -141,7 +141,7 @@ plain! {
 /// Evaluates an expression with `E` as the [`Element`] of an encoding.
 macro_rules! with_element {
     ($encoding:expr, $e:ident => $body:expr) => {{
-        use crate::backend::cpu::weights as elements;
+        use crate::backend::cpu::{blocks, weights as elements};
         use crate::encoding::Encoding;
         match $encoding {
             Encoding::F32 => {
@@ -158,6 +158,30 @@ macro_rules! with_element {
             }
             Encoding::F8E4M3 => {
                 type $e = elements::F8E4M3;
+                $body
+            }
+            Encoding::Q8_0 => {
+                type $e = blocks::Q8_0;
+                $body
+            }
+            Encoding::Q4_0 => {
+                type $e = blocks::Q4_0;
+                $body
+            }
+            Encoding::Q4K => {
+                type $e = blocks::Q4K;
+                $body
+            }
+            Encoding::Q5K => {
+                type $e = blocks::Q5K;
+                $body
+            }
+            Encoding::Q6K => {
+                type $e = blocks::Q6K;
+                $body
+            }
+            Encoding::Mxfp4 => {
+                type $e = crate::backend::cpu::mxfp4::Mxfp4;
                 $body
             }
         }

@@ -13,7 +13,19 @@ const OLDEST: u32 = 75;
 
 /// Every kernel that steps may launch, by the file it is in. All are found at the start, so that the driver loads them then.
 const KERNELS: [(&str, &[&str]); 9] = [
-    ("gemm", &["gemm_f32_m8", "gemm_f32_m64", "gemm_f16_m8", "gemm_f16_m64", "gemm_bf16_m8", "gemm_bf16_m64"]),
+    (
+        "gemm",
+        &[
+            "gemm_f32_m8",
+            "gemm_f32_m64",
+            "gemm_f16_m8",
+            "gemm_f16_m64",
+            "gemm_bf16_m8",
+            "gemm_bf16_m64",
+            "gemm_fp8_m8",
+            "gemm_fp8_m64",
+        ],
+    ),
     (
         "gemm_prefill",
         &[
@@ -22,6 +34,8 @@ const KERNELS: [(&str, &[&str]); 9] = [
             "gemm_prefill_f16_simt",
             "gemm_prefill_bf16",
             "gemm_prefill_bf16_simt",
+            "gemm_prefill_fp8",
+            "gemm_prefill_fp8_simt",
         ],
     ),
     ("norm", &["rms_norm", "rms_norm_heads", "layer_norm", "layer_norm_heads"]),
@@ -52,23 +66,19 @@ const KERNELS: [(&str, &[&str]); 9] = [
     ("sample", &["soft_cap"]),
 ];
 
-impl From<driver::Error> for Error {
-    fn from(error: driver::Error) -> Error {
-        let advice = match error.kind() {
-            ErrorKind::NoDriver => "; install NVIDIA's driver, or compute on the processor (--device cpu)",
-            ErrorKind::DriverTooOld => "; update NVIDIA's driver, or compute on the processor (--device cpu)",
-            ErrorKind::NoDevice => "; `nvidia-smi -L` lists those there are, and CUDA_VISIBLE_DEVICES hides some",
-            ErrorKind::GpuTooOld => {
-                "; it needs compute capability 7.5 or later; compute on the processor (--device cpu)"
-            }
-            ErrorKind::OutOfMemory => {
-                "; another program may have taken it; give less (--vram, --ram), or end that program"
-            }
-            ErrorKind::Lost => "; the GPU is of no use to this process any more: start again, and look into dmesg",
-            ErrorKind::Other => "",
-        };
-        Error::Device(format!("{error}{advice}"))
-    }
+/// A failure of the driver as this library tells it, with what to do. (Not `From`: that would make `?` ambiguous wherever
+/// there is this feature.)
+pub fn failed(error: driver::Error) -> Error {
+    let advice = match error.kind() {
+        ErrorKind::NoDriver => "; install NVIDIA's driver, or compute on the processor (--device cpu)",
+        ErrorKind::DriverTooOld => "; update NVIDIA's driver, or compute on the processor (--device cpu)",
+        ErrorKind::NoDevice => "; `nvidia-smi -L` lists those there are, and CUDA_VISIBLE_DEVICES hides some",
+        ErrorKind::GpuTooOld => "; it needs compute capability 7.5 or later; compute on the processor (--device cpu)",
+        ErrorKind::OutOfMemory => "; another program may have taken it; give less (--vram, --ram), or end that program",
+        ErrorKind::Lost => "; the GPU is of no use to this process any more: start again, and look into dmesg",
+        ErrorKind::Other => "",
+    };
+    Error::Device(format!("{error}{advice}"))
 }
 
 /// A GPU with its kernels.
@@ -93,9 +103,9 @@ impl Card {
     /// # Errors
     /// [`Error::Device`]: no driver or one that is too old, no such GPU or one that is too old, no memory for the context.
     pub fn open(number: u32) -> Result<Card> {
-        let gpu = Gpu::open(number)?;
-        let arch = gpu.arch()?;
-        let name = format!("{} (cuda:{number}, sm_{arch})", gpu.name()?);
+        let gpu = Gpu::open(number).map_err(failed)?;
+        let arch = gpu.arch().map_err(failed)?;
+        let name = format!("{} (cuda:{number}, sm_{arch})", gpu.name().map_err(failed)?);
         if arch < OLDEST {
             let (major, minor) = (arch / 10, arch % 10);
             return Err(Error::Device(format!(
@@ -108,13 +118,13 @@ impl Card {
             let image = layerstream_kernels::fatbins().find(|(name, _)| *name == file);
             let (_, image) = image.expect("every file of kernels is embedded");
             // SAFETY: what nvcc made, whole.
-            let module = unsafe { Module::load(&gpu, file, image) }?;
+            let module = unsafe { Module::load(&gpu, file, image) }.map_err(failed)?;
             for kernel in kernels {
-                let function = module.function(kernel)?;
+                let function = module.function(kernel).map_err(failed)?;
                 functions.insert(*kernel, function.expect("every kernel is in its file"));
             }
         }
-        let (free, total) = gpu.memory()?;
+        let (free, total) = gpu.memory().map_err(failed)?;
         Ok(Card { functions, name, taken: (total - free) as u64, free: free as u64, gpu })
     }
 
@@ -144,6 +154,6 @@ impl Card {
         // SAFETY: a struct of params.h is plain data; padding is read as bytes that nobody interprets.
         let bytes = unsafe { std::slice::from_raw_parts((&raw const *params).cast::<u8>(), size_of::<P>()) };
         // SAFETY: the caller's promise.
-        unsafe { stream.launch(function, launch, bytes) }.map_err(Error::from)
+        unsafe { stream.launch(function, launch, bytes) }.map_err(failed)
     }
 }

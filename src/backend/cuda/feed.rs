@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use layerstream_kernels::driver::{Event, Gpu, Stream};
 
+use super::card::failed;
 use super::marks::{Marks, What};
 use super::ring::{MOST, Placed, Ring};
 use super::traps::{self, Trap};
@@ -90,13 +91,14 @@ impl Feed {
             (at, false)
         };
         let kept = tiles.iter().map(|tile| (tile.tier == Tier::Device).then(|| place(tile))).collect();
-        let events = || Ok(Events { copied: Event::untimed(gpu)?, used: Event::untimed(gpu)? });
+        let events =
+            || Ok(Events { copied: Event::untimed(gpu).map_err(failed)?, used: Event::untimed(gpu).map_err(failed)? });
         Ok(Feed {
             tiles,
             kept,
             ring: Ring::new(ring),
             base,
-            copies: Stream::new(gpu)?,
+            copies: Stream::new(gpu).map_err(failed)?,
             marks,
             events: (0..MOST).map(|_| events()).collect::<Result<_>>()?,
             lent: VecDeque::with_capacity(MOST),
@@ -122,7 +124,7 @@ impl Feed {
             if let Some(&Ready { number, address, .. }) = self.ready.front().filter(|front| front.index == index) {
                 self.ready.pop_front();
                 if !traps::set(Trap::UseBeforeCopy) {
-                    compute.wait(&self.events(number).copied)?;
+                    compute.wait(&self.events(number).copied).map_err(failed)?;
                 }
                 return Ok(OnGpu { address, number: Some(number) });
             }
@@ -136,14 +138,14 @@ impl Feed {
     /// Says that what uses the tile has been queued on `compute`.
     pub fn used(&mut self, tile: &OnGpu, compute: &Stream) -> Result<()> {
         let Some(number) = tile.number else { return Ok(()) };
-        compute.record(&self.events(number).used)?;
+        compute.record(&self.events(number).used).map_err(failed)?;
         self.ring.used(number);
         Ok(())
     }
 
     /// Waits for `done`, which is queued, and goes on copying meanwhile: tiles of the next pass.
     pub fn wait_for(&mut self, done: &Event, conveyor: &mut Conveyor) -> Result<()> {
-        while !done.happened()? {
+        while !done.happened().map_err(failed)? {
             // What is wrong with a drive is for the next pass to say: this one has all its tiles.
             let blocked = match self.copy_ahead(conveyor) {
                 Err(error @ Error::Device(_)) => return Err(error),
@@ -156,12 +158,12 @@ impl Feed {
                     Err(_) => break,
                 },
                 _ => match self.lent.front() {
-                    Some((number, _)) => self.events(*number).copied.synchronize()?,
+                    Some((number, _)) => self.events(*number).copied.synchronize().map_err(failed)?,
                     None => break,
                 },
             }
         }
-        done.synchronize()?;
+        done.synchronize().map_err(failed)?;
         Ok(())
     }
 
@@ -169,7 +171,7 @@ impl Feed {
     fn wait(&mut self, blocked: Blocked, conveyor: &mut Conveyor) -> Result<()> {
         match self.lent.front() {
             // Copies are short, and each one gives room to the drives.
-            Some((number, _)) => self.events(*number).copied.synchronize()?,
+            Some((number, _)) => self.events(*number).copied.synchronize().map_err(failed)?,
             None => {
                 assert_eq!(blocked, Blocked::Disk, "tiles are used in the order in which they are copied");
                 self.held = Some(conveyor.next()?);
@@ -182,7 +184,7 @@ impl Feed {
     fn copy_ahead(&mut self, conveyor: &mut Conveyor) -> Result<Blocked> {
         loop {
             while let Some((number, _)) = self.lent.front() {
-                if !traps::set(Trap::HostFreedEarly) && !self.events(*number).copied.happened()? {
+                if !traps::set(Trap::HostFreedEarly) && !self.events(*number).copied.happened().map_err(failed)? {
                     break;
                 }
                 self.lent.pop_front();
@@ -219,13 +221,13 @@ impl Feed {
         let Placed { number, at, after } = placed;
         let address = self.kept[index].map_or(self.base + at as u64, |(address, _)| address);
         if let Some(after) = after.filter(|_| !traps::set(Trap::OverwriteBeforeUse)) {
-            self.copies.wait(&self.events(after).used)?;
+            self.copies.wait(&self.events(after).used).map_err(failed)?;
         }
         let tile = self.held.as_ref().expect("the caller has looked");
         self.marks.begin(&self.copies, What::Tile { index, bytes: tile.len() as u64 })?;
         // SAFETY: the tile lies in page-locked memory, and is kept in `lent` until the copy has happened. Its place on the
         // GPU is its own until what uses it has been queued, and whatever comes there waits for that.
-        unsafe { self.copies.upload(address, tile.as_ptr(), tile.len()) }?;
+        unsafe { self.copies.upload(address, tile.as_ptr(), tile.len()) }.map_err(failed)?;
         self.lent.extend(self.held.take().map(|tile| (number, tile)));
         if let Some((_, there)) = &mut self.kept[index] {
             *there = true;
@@ -233,7 +235,7 @@ impl Feed {
         if let Err(error) = self.copies.record(&self.events(number).copied) {
             // Nobody could tell any more when the tile may be given back.
             let _ = self.copies.synchronize();
-            return Err(error.into());
+            return Err(failed(error));
         }
         self.marks.end(&self.copies)?;
         self.ready.push_back(Ready { index, number, address });
@@ -264,9 +266,7 @@ impl Feed {
         self.next = 0;
         // A conveyor that cannot go on says so again at the next pass.
         let _ = conveyor.rewind();
-        saved?;
-        waited?;
-        Ok(())
+        saved.and(waited).map_err(failed)
     }
 }
 

@@ -3,6 +3,7 @@
 
 use layerstream_kernels::driver::{Event, Gpu, Stream};
 
+use super::card::failed;
 use super::marks::{Marks, What};
 use super::staging::Buffer;
 use super::traps::{self, Trap};
@@ -59,7 +60,7 @@ impl KvStream {
                 heads: shape.heads,
             })
             .collect();
-        let event = || Event::untimed(gpu);
+        let event = || Event::untimed(gpu).map_err(failed);
         Ok(KvStream {
             memory: if end > 0 { Some(Buffer::new(gpu, end)?) } else { None },
             layers,
@@ -87,7 +88,7 @@ impl KvStream {
             return Ok(());
         }
         if !traps::set(Trap::KvOverwriteBeforeUse) {
-            copies.wait(&self.free[layer % 2])?;
+            copies.wait(&self.free[layer % 2]).map_err(failed)?;
         }
         marks.begin(copies, What::Kv(marks.step()))?;
         self.each_run(
@@ -96,11 +97,11 @@ impl KvStream {
             |memory, gpu, len| {
                 // SAFETY: inside the page-locked cache, which nothing writes to before the pass has appended to this layer; and
                 // inside the layer's place on the GPU, which nobody reads any more once `free` has happened.
-                unsafe { copies.upload(gpu, memory, len) }.map_err(Into::into)
+                unsafe { copies.upload(gpu, memory, len) }.map_err(failed)
             },
         )?;
         marks.end(copies)?;
-        copies.record(&self.loaded[layer % 2])?;
+        copies.record(&self.loaded[layer % 2]).map_err(failed)?;
         Ok(())
     }
 
@@ -108,7 +109,7 @@ impl KvStream {
     pub fn before_append(&mut self, layer: usize, compute: &Stream, copies: (&Stream, &mut Marks)) -> Result<()> {
         if layer < self.layers.len() {
             if !traps::set(Trap::KvUseBeforeCopy) {
-                compute.wait(&self.loaded[layer % 2])?;
+                compute.wait(&self.loaded[layer % 2]).map_err(failed)?;
             }
             self.load(layer + 1, copies)?;
         }
@@ -126,7 +127,7 @@ impl KvStream {
             |memory, gpu, len| {
                 // SAFETY: as in `load`, the other way round; the next pass, which copies from there, begins when this one has
                 // ended.
-                unsafe { compute.download(memory, gpu, len) }.map_err(Into::into)
+                unsafe { compute.download(memory, gpu, len) }.map_err(failed)
             },
         )
     }
@@ -134,7 +135,7 @@ impl KvStream {
     /// The layer's place is free for another's.
     pub fn after_attend(&mut self, layer: usize, compute: &Stream) -> Result<()> {
         if layer < self.layers.len() {
-            compute.record(&self.free[layer % 2])?;
+            compute.record(&self.free[layer % 2]).map_err(failed)?;
         }
         Ok(())
     }

@@ -4,8 +4,10 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use layerstream_kernels::driver::{Event, Gpu, Result, Stream};
+use layerstream_kernels::driver::{Event, Gpu, Stream};
 
+use super::card::failed;
+use crate::error::Result;
 use crate::profile::Recorder;
 
 /// Pairs of events of a lane. The host can be this many steps ahead before it waits for the oldest of them.
@@ -46,14 +48,14 @@ impl Marks {
     pub fn new(gpu: &Gpu, compute: &Stream, recorder: &Recorder) -> Result<[Marks; 2]> {
         let mut base = None;
         if recorder.is_on() {
-            let event = Event::new(gpu)?;
-            compute.record(&event)?;
-            event.synchronize()?;
+            let event = Event::new(gpu).map_err(failed)?;
+            compute.record(&event).map_err(failed)?;
+            event.synchronize().map_err(failed)?;
             base = Some((Arc::new(event), recorder.now()));
         }
         let lane = || {
             let count = if base.is_some() { PAIRS } else { 0 };
-            let pair = |_| Ok([Event::new(gpu)?, Event::new(gpu)?]);
+            let pair = |_| Ok([Event::new(gpu).map_err(failed)?, Event::new(gpu).map_err(failed)?]);
             Ok(Marks {
                 recorder: recorder.clone(),
                 base: base.clone(),
@@ -82,10 +84,10 @@ impl Marks {
             return Ok(());
         }
         if self.pending.len() == PAIRS {
-            self.pairs[self.next][1].synchronize()?;
+            self.pairs[self.next][1].synchronize().map_err(failed)?;
             self.read()?;
         }
-        stream.record(&self.pairs[self.next][0])?;
+        stream.record(&self.pairs[self.next][0]).map_err(failed)?;
         self.open = Some(what);
         Ok(())
     }
@@ -93,7 +95,7 @@ impl Marks {
     /// See [`begin`](Marks::begin).
     pub fn end(&mut self, stream: &Stream) -> Result<()> {
         if let Some(what) = self.open.take() {
-            stream.record(&self.pairs[self.next][1])?;
+            stream.record(&self.pairs[self.next][1]).map_err(failed)?;
             self.next = (self.next + 1) % PAIRS;
             self.pending.push_back(what);
         }
@@ -107,12 +109,12 @@ impl Marks {
         let nanoseconds = |seconds: f64| (seconds.max(0.0) * 1e9) as u64;
         while let Some(what) = self.pending.front() {
             let [start, end] = &self.pairs[(self.next + PAIRS - self.pending.len()) % PAIRS];
-            if !end.happened()? {
+            if !end.happened().map_err(failed)? {
                 break;
             }
             // The driver gives float32 milliseconds: exact for what is short, less so for what is long ago.
-            let from = base_at + nanoseconds(start.seconds_since(base)?);
-            let to = from + nanoseconds(end.seconds_since(start)?);
+            let from = base_at + nanoseconds(start.seconds_since(base).map_err(failed)?);
+            let to = from + nanoseconds(end.seconds_since(start).map_err(failed)?);
             match *what {
                 What::Begin => self.recorder.begin_pass(from),
                 What::Step(step) => self.recorder.computed(step, from, to, 0, false),

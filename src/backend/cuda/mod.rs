@@ -10,6 +10,7 @@ mod card;
 mod feed;
 mod kv;
 mod marks;
+mod measure;
 mod notes;
 mod ring;
 mod staging;
@@ -21,18 +22,21 @@ use std::sync::Arc;
 use layerstream_kernels::driver::{Event, Memory, Stream};
 
 use crate::backend::Backend;
+use crate::backend::cpu::{Cpu, read_vectors};
 use crate::disk::gather::Gather;
 use crate::error::Result;
 use crate::pass::Segment;
 use crate::plan::device::Layout;
-use crate::plan::{Plan, Tile};
+use crate::plan::{ExpertTile, Plan, Tile};
 use crate::profile::Recorder;
-use crate::program::{Product, Program, Step};
-use crate::stream::Conveyor;
+use crate::program::{Buffer, Experts, Product, Program, Routing, Step};
+use crate::stream::{self, Conveyor};
 
 pub use card::Card;
+pub use measure::measure;
 pub use steps::unsupported;
 
+use card::failed;
 use feed::Feed;
 use kv::KvStream;
 use marks::{Marks, What};
@@ -78,26 +82,25 @@ impl CudaBackend {
         recorder: Recorder,
     ) -> Result<CudaBackend> {
         let gpu = &card.gpu;
-        gpu.make_current()?;
+        gpu.make_current().map_err(failed)?;
         let planned = plan.gpu.as_ref().expect("a plan for a GPU");
         let layout = planned.layout.clone();
-        let mut memory = Memory::new(gpu, planned.allocation())?;
+        let mut memory = Memory::new(gpu, planned.allocation()).map_err(failed)?;
         let base = memory.address();
-        for (tensor, at) in program.vectors.iter().zip(&layout.vectors) {
-            let mut bytes = vec![0; tensor.span.len as usize];
-            gather.read_at(&mut [(tensor.span, bytes.as_mut_slice())])?;
-            memory.upload(*at, &bytes)?;
+        let vectors = read_vectors(&Cpu::new(Some(1))?, gather, &program.vectors)?;
+        for (values, at) in vectors.iter().zip(&layout.vectors) {
+            memory.upload(*at, bytemuck::cast_slice(values)).map_err(failed)?;
         }
         for step in &program.steps {
             if let Step::Attend { layer, attention, .. } = step
                 && let (Some(slopes), Some(at)) = (&attention.slopes, layout.slopes[*layer])
             {
-                memory.upload(at, bytemuck::cast_slice(slopes))?;
+                memory.upload(at, bytemuck::cast_slice(slopes)).map_err(failed)?;
             }
         }
         let registered = conveyor.memory().iter().filter(|mapping| mapping.range().1 > 0);
         let registered = registered.map(|mapping| Registered::new(gpu, mapping)).collect::<Result<_>>()?;
-        let compute = Stream::new(gpu)?;
+        let compute = Stream::new(gpu).map_err(failed)?;
         let [copies, marks] = Marks::new(gpu, &compute, &recorder)?;
         let feed = Feed::new(gpu, plan.tiles.clone(), base + layout.len() as u64, planned.ring, copies)?;
         Ok(CudaBackend {
@@ -107,7 +110,7 @@ impl CudaBackend {
             compute,
             marks,
             recorder,
-            done: Event::untimed(gpu)?,
+            done: Event::untimed(gpu).map_err(failed)?,
             tile: 0,
             batch: Batch::default(),
             staging: Staging::new(gpu, &program, plan, &layout)?,
@@ -123,7 +126,7 @@ impl CudaBackend {
 
 impl Backend for CudaBackend {
     fn begin(&mut self, segments: &[Segment]) -> Result<()> {
-        self.card.gpu.make_current()?;
+        self.card.gpu.make_current().map_err(failed)?;
         self.tile = 0;
         let notes = &self.layout.notes;
         self.batch = Batch::write(&self.program, notes, self.context, segments, self.staging.notes());
@@ -172,13 +175,21 @@ impl Backend for CudaBackend {
         Ok(())
     }
 
+    fn route(&mut self, _logits: Buffer, _routing: &Routing) -> Result<Vec<usize>> {
+        unreachable!("programs are checked before they run")
+    }
+
+    fn expert(&mut self, _step: &Experts, _tile: &ExpertTile, _feed: &mut stream::Experts) -> Result<()> {
+        unreachable!("programs are checked before they run")
+    }
+
     fn finish(&mut self, conveyor: &mut Conveyor) -> Result<()> {
         let logits = self.steps.wide(self.program.logits);
         let count = self.batch.selected * self.program.vocab;
         self.marks.begin(&self.compute, What::Logits)?;
         self.staging.download_logits(&self.compute, logits, count)?;
         self.marks.end(&self.compute)?;
-        self.compute.record(&self.done)?;
+        self.compute.record(&self.done).map_err(failed)?;
         if !traps::set(Trap::LogitsNotWaited) {
             self.feed.wait_for(&self.done, conveyor)?;
         }
@@ -193,8 +204,10 @@ impl Backend for CudaBackend {
 
     fn abandon(&mut self, conveyor: &mut Conveyor) {
         // What is wrong with the device, the next pass finds.
+        if !traps::set(Trap::AbandonWithoutWaiting) {
+            let _ = self.compute.synchronize();
+        }
         let _ = self.feed.abandon(conveyor);
-        let _ = self.compute.synchronize();
         self.feed.copies().1.forget();
         self.marks.forget();
         self.recorder.end_pass(None);
@@ -213,11 +226,9 @@ impl CudaBackend {
 }
 
 impl Drop for CudaBackend {
-    /// Waits for what still uses the memory.
+    /// Waits for what still uses the memory: something does when a pass ended in a panic.
     fn drop(&mut self) {
         let _ = self.card.gpu.make_current();
-        if !traps::set(Trap::FreeWithoutWaiting) {
-            let _ = self.compute.synchronize();
-        }
+        let _ = self.compute.synchronize();
     }
 }

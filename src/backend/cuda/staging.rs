@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use layerstream_kernels::driver::{Gpu, Pinned, Stream};
 
+use super::card::failed;
 use crate::disk::memory::{Mapping, Region};
 use crate::error::Result;
 use crate::plan::Plan;
@@ -20,7 +21,7 @@ impl Registered {
     pub fn new(gpu: &Gpu, mapping: &Arc<Mapping>) -> Result<Registered> {
         let (address, len) = mapping.range();
         // SAFETY: the mapping is kept, and fields are dropped in order.
-        let pinned = unsafe { Pinned::register(gpu, address, len) }?;
+        let pinned = unsafe { Pinned::register(gpu, address, len) }.map_err(failed)?;
         Ok(Registered { _pinned: pinned, _mapping: Arc::clone(mapping) })
     }
 }
@@ -87,7 +88,7 @@ impl Staging {
         assert!(from + len <= self.buffer.region.len());
         // SAFETY: page-locked, inside the buffer, and nobody writes there before the pass has ended, which the last event of
         // the stream says. The plan has room for it on the GPU, which only this stream uses.
-        unsafe { stream.upload(to, self.buffer.address().add(from), len) }?;
+        unsafe { stream.upload(to, self.buffer.address().add(from), len) }.map_err(failed)?;
         Ok(())
     }
 
@@ -95,7 +96,7 @@ impl Staging {
         let (at, len) = (self.notes + self.embedding, count * size_of::<f32>());
         assert!(at + len <= self.buffer.region.len());
         // SAFETY: page-locked, inside the buffer, and nobody looks before the stream's last event has happened.
-        unsafe { stream.download(self.buffer.address().add(at), from, len) }?;
+        unsafe { stream.download(self.buffer.address().add(at), from, len) }.map_err(failed)?;
         Ok(())
     }
 }

@@ -5,7 +5,7 @@
 //! where nobody else reads it, else by a conversion before the product.
 
 use layerstream_kernels::driver::Stream;
-use layerstream_kernels::launch::gemm::{Encoding, MAX_DECODE_ROWS};
+use layerstream_kernels::launch::gemm::MAX_DECODE_ROWS;
 use layerstream_kernels::launch::norm::Norm as NormKernel;
 use layerstream_kernels::launch::{attention, convert, gemm, gemm_prefill, mlp, norm, rope, sample};
 use layerstream_kernels::params::{
@@ -16,6 +16,7 @@ use layerstream_kernels::params::{
 use super::card::Card;
 use super::notes::{Batch, Phase, Run};
 use crate::checkpoint;
+use crate::encoding::Encoding;
 use crate::error::Result;
 use crate::plan::Tile;
 use crate::plan::device::{Cut, Layout, Room, cuts, kv_dtype, operand};
@@ -27,8 +28,8 @@ use crate::program::{
 pub fn unsupported(program: &Program) -> Option<String> {
     let product = |product: &Product| {
         let matrix = &program.matrices[product.matrix.0];
-        match encoding(matrix) {
-            None => Some(format!("{} weights", matrix.tensor.dtype)),
+        match weights(matrix) {
+            None => Some(format!("{} weights stored like `{}`", matrix.encoding, matrix.tensor.name)),
             Some(_) if product.scale != 1.0 && product.bias.is_some() => Some("a scaled product with a bias".into()),
             Some(_) if product.normalise_rows => Some("an output head with normalised rows".into()),
             Some(_) => None,
@@ -38,6 +39,9 @@ pub fn unsupported(program: &Program) -> Option<String> {
         Step::MatMul(p) => product(p),
         Step::Glu { activation, .. } => gate(*activation).is_none().then(|| format!("the activation {activation:?}")),
         Step::Activate { activation, .. } => Some(format!("the activation {activation:?} of an MLP without gate")),
+        Step::Route { .. } | Step::Experts(_) | Step::GateRows { .. } | Step::Add { .. } => Some("experts".into()),
+        Step::AppendShared { .. } => Some("latent attention".into()),
+        Step::Convolve(_) | Step::DeltaRule(_) | Step::Join { .. } => Some("the gated delta rule".into()),
         Step::ScaleQueries { .. } => Some("queries that are scaled by their position".into()),
         Step::Attend { layer, .. } => {
             let KvShape { key_dim, value_dim, .. } = program.kv[*layer];
@@ -45,33 +49,52 @@ pub fn unsupported(program: &Program) -> Option<String> {
         }
         _ => None,
     };
-    let embedding = float(program.embedding.tensor.dtype).is_none();
-    let embedding = embedding.then(|| format!("an embedding of {} numbers", program.embedding.tensor.dtype));
+    let embedding = float(program.embedding.encoding).is_none();
+    let embedding = embedding.then(|| format!("an embedding of {} numbers", program.embedding.encoding));
     embedding.or_else(|| program.steps.iter().find_map(step))
 }
 
-/// How kernels call the encoding of a matrix. Encodings that are not a plain type come in here.
-fn encoding(matrix: &Matrix) -> Option<Encoding> {
-    match matrix.tensor.dtype {
-        checkpoint::Dtype::F32 => Some(Encoding::F32),
-        checkpoint::Dtype::F16 => Some(Encoding::F16),
-        checkpoint::Dtype::Bf16 => Some(Encoding::Bf16),
+/// How kernels call the encoding of a matrix, and what they have to know of its blocks; `None` where no kernel reads it.
+/// A new encoding gets its line here.
+fn weights(matrix: &Matrix) -> Option<(gemm::Encoding, Weights)> {
+    if matrix.tensor.transposed {
+        return None;
+    }
+    let plain = |encoding| Some((encoding, Weights::default()));
+    match (matrix.encoding, matrix.scales) {
+        (Encoding::F32, None) => plain(gemm::Encoding::F32),
+        (Encoding::F16, None) => plain(gemm::Encoding::F16),
+        (Encoding::Bf16, None) => plain(gemm::Encoding::Bf16),
+        (Encoding::F8E4M3, Some(scales)) => {
+            let row_shift = shift(scales.row_block, matrix.rows)?;
+            let column_shift = shift(scales.col_block, matrix.cols)?;
+            Some((gemm::Encoding::Fp8, Weights { row_shift, column_shift, ..Weights::default() }))
+        }
         _ => None,
     }
 }
 
-fn float(dtype: checkpoint::Dtype) -> Option<Dtype> {
+/// log2 of the length of blocks, of which `len` numbers may be one.
+fn shift(block: usize, len: usize) -> Option<i32> {
+    if block >= len { Some(31) } else { block.is_power_of_two().then(|| block.trailing_zeros() as i32) }
+}
+
+fn float(encoding: Encoding) -> Option<Dtype> {
+    match encoding {
+        Encoding::F32 => Some(Dtype::DTYPE_F32),
+        Encoding::F16 => Some(Dtype::DTYPE_F16),
+        Encoding::Bf16 => Some(Dtype::DTYPE_BF16),
+        _ => None,
+    }
+}
+
+/// A type of operands as kernels call it.
+fn kernel_dtype(dtype: checkpoint::Dtype) -> Dtype {
     match dtype {
-        checkpoint::Dtype::F32 => Some(Dtype::DTYPE_F32),
-        checkpoint::Dtype::F16 => Some(Dtype::DTYPE_F16),
-        checkpoint::Dtype::Bf16 => Some(Dtype::DTYPE_BF16),
-        _ => None,
+        checkpoint::Dtype::F32 => Dtype::DTYPE_F32,
+        checkpoint::Dtype::F16 => Dtype::DTYPE_F16,
+        _ => Dtype::DTYPE_BF16,
     }
-}
-
-/// The same for types that `unsupported` has let through.
-fn supported(dtype: checkpoint::Dtype) -> Dtype {
-    float(dtype).expect("programs are checked before they run")
 }
 
 fn gate(activation: Activation) -> Option<Gate> {
@@ -79,7 +102,7 @@ fn gate(activation: Activation) -> Option<Gate> {
         Activation::Silu => Some(Gate::GATE_SILU),
         Activation::Gelu => Some(Gate::GATE_GELU_ERF),
         Activation::GeluTanh => Some(Gate::GATE_GELU_TANH),
-        Activation::Relu => None,
+        Activation::Relu | Activation::Sigmoid => None,
     }
 }
 
@@ -133,12 +156,9 @@ impl Steps {
         self.room(buffer).stride as i64
     }
 
-    fn vector(&self, program: &Program, id: Option<VectorId>) -> Vector {
+    fn vector(&self, id: Option<VectorId>) -> Vector {
         match id {
-            Some(id) => {
-                let dtype = supported(program.vectors[id.0].dtype);
-                Vector { data: self.at(self.layout.vectors[id.0]) as *const _, dtype }
-            }
+            Some(id) => Vector { data: self.at(self.layout.vectors[id.0]) as *const _, dtype: Dtype::DTYPE_F32 },
             None => Vector::default(),
         }
     }
@@ -149,7 +169,7 @@ impl Steps {
             Some(dtype) => {
                 self.operands[buffer.0] = Some((dtype, 1f32.to_bits()));
                 let at = self.room(buffer).operand.expect("what is written directly has a place");
-                (self.at(at), supported(dtype))
+                (self.at(at), kernel_dtype(dtype))
             }
             None => {
                 self.operands[buffer.0] = None;
@@ -186,7 +206,7 @@ impl Steps {
                     out_stride: self.stride(*output),
                     rows: rows as i32,
                     cols: table.cols as i32,
-                    in_dtype: supported(table.tensor.dtype),
+                    in_dtype: float(table.encoding).expect("programs are checked before they run"),
                     out_dtype: Dtype::DTYPE_F32,
                     scale: *scale,
                 })
@@ -201,7 +221,7 @@ impl Steps {
                     out: out as *mut _,
                     out_stride: self.stride(*output),
                     out_dtype,
-                    ..self.norm(program, norm, x, stride, rows, program.buffers[input.0])
+                    ..self.norm(norm, x, stride, rows, program.buffers[input.0])
                 };
                 queue.norm(norm.kind, &params)
             }
@@ -263,7 +283,7 @@ impl Steps {
                     kv_heads: heads as i32,
                     dim: key_dim as i32,
                     v_dim: value_dim as i32,
-                    cache_dtype: supported(kv_dtype(program)),
+                    cache_dtype: kernel_dtype(kv_dtype(program)),
                     ..RopeParams::default()
                 })
             }
@@ -319,7 +339,16 @@ impl Steps {
                     scale: 1.0,
                 })
             }
-            Step::ScaleQueries { .. } | Step::Activate { .. } => unreachable!("programs are checked before they run"),
+            Step::ScaleQueries { .. }
+            | Step::Activate { .. }
+            | Step::Route { .. }
+            | Step::Experts(_)
+            | Step::GateRows { .. }
+            | Step::Add { .. }
+            | Step::AppendShared { .. }
+            | Step::Convolve(_)
+            | Step::DeltaRule(_)
+            | Step::Join { .. } => unreachable!("programs are checked before they run"),
         }
     }
 
@@ -342,7 +371,8 @@ impl Steps {
         let queue = Queue { card, stream };
         let matrix = &program.matrices[product.matrix.0];
         let (x, x_bytes) = self.operand(&queue, program, product, rows)?;
-        let encoding = encoding(matrix).expect("programs are checked before they run");
+        let (encoding, blocks) = weights(matrix).expect("programs are checked before they run");
+        let scale = matrix.scales.map_or(0, |scales| self.at(self.layout.vectors[scales.vector.0]));
         let (x_stride, out_stride) = (self.stride(product.input), self.stride(product.output));
         let out = self.changed(product.output) + 4 * product.first as u64;
         for run in runs {
@@ -350,11 +380,16 @@ impl Steps {
             for first in run.rows.clone().step_by(at_once) {
                 let out = (out + 4 * (first as i64 * out_stride) as u64) as *mut f32;
                 let gemm = GemmParams {
-                    w: Weights { data: address as *const _, first_row: tile.rows.start as i32, ..Weights::default() },
+                    w: Weights {
+                        data: address as *const _,
+                        scale: scale as *const _,
+                        first_row: tile.rows.start as i32,
+                        ..blocks
+                    },
                     x: (x + (first as i64 * x_stride) as u64 * x_bytes) as *const _,
                     out,
                     residual: if product.add { out } else { std::ptr::null() },
-                    bias: self.vector(program, product.bias),
+                    bias: self.vector(product.bias),
                     x_stride,
                     out_stride,
                     m: at_once.min(run.rows.end - first) as i32,
@@ -397,7 +432,7 @@ impl Steps {
                 rows: rows as i32,
                 cols: program.buffers[buffer.0] as i32,
                 in_dtype: Dtype::DTYPE_F32,
-                out_dtype: supported(dtype),
+                out_dtype: kernel_dtype(dtype),
                 scale: product.scale,
             })?;
             self.operands[buffer.0] = Some(as_wanted);
@@ -405,15 +440,15 @@ impl Steps {
         Ok((at, dtype.size() as u64))
     }
 
-    fn norm(&self, program: &Program, norm: &Norm, x: u64, stride: i64, rows: usize, dim: usize) -> NormParams {
+    fn norm(&self, norm: &Norm, x: u64, stride: i64, rows: usize, dim: usize) -> NormParams {
         NormParams {
             x: x as *const f32,
             add: std::ptr::null(),
             sum: std::ptr::null_mut(),
             residual: std::ptr::null(),
             out: x as *mut _,
-            gain: self.vector(program, norm.weight),
-            bias: self.vector(program, norm.bias),
+            gain: self.vector(norm.weight),
+            bias: self.vector(norm.bias),
             stride,
             out_stride: stride,
             rows: rows as i32,
@@ -438,19 +473,18 @@ impl Steps {
         let heads = program.buffers[buffer.0] / dim;
         let len = |id: Option<VectorId>| id.map_or(0, |id| program.vectors[id.0].shape.iter().product::<usize>());
         if len(norm.weight).max(len(norm.bias)) <= dim {
-            let params = self.norm(program, norm, x, stride, rows * heads, dim);
+            let params = self.norm(norm, x, stride, rows * heads, dim);
             return queue.norm(norm.kind, &NormParams { heads: heads as i32, ..params });
         }
         // Each head has its own vectors, so each is normalised as if there was no other.
         let part = |mut vector: Vector, head: usize| {
-            let bytes = if vector.dtype == Dtype::DTYPE_F32 { 4 } else { 2 };
             if !vector.data.is_null() {
-                vector.data = (vector.data as u64 + (head * dim * bytes) as u64) as *const _;
+                vector.data = (vector.data as u64 + (4 * head * dim) as u64) as *const _;
             }
             vector
         };
         (0..heads).try_for_each(|head| {
-            let params = self.norm(program, norm, x + 4 * (head * dim) as u64, stride, rows, dim);
+            let params = self.norm(norm, x + 4 * (head * dim) as u64, stride, rows, dim);
             let (gain, bias) = (part(params.gain, head), part(params.bias, head));
             queue.norm(norm.kind, &NormParams { gain, bias, ..params })
         })
@@ -483,7 +517,7 @@ impl Steps {
             values,
             out: out as *mut _,
             sequences: (sequences + (first * size_of::<Sequence>()) as u64) as *const Sequence,
-            sinks: self.vector(program, attention.sinks),
+            sinks: self.vector(attention.sinks),
             slopes: self.layout.slopes[layer].map_or(0, |at| self.at(at)) as *const f32,
             workspace: self.at(self.layout.workspace) as *mut f32,
             q_stride: self.stride(queries),
@@ -496,7 +530,7 @@ impl Steps {
             window: attention.window.unwrap_or(0) as i32,
             most_rows: most_rows as i32,
             most_keys: most_keys as i32,
-            cache_dtype: supported(kv_dtype(program)),
+            cache_dtype: kernel_dtype(kv_dtype(program)),
             out_dtype,
             scale: attention.scale,
             soft_cap: attention.soft_cap.unwrap_or(0.0),

@@ -1,5 +1,5 @@
 //! Faults that tests plant in this backend, to show that each would be noticed: an environment variable names one. Only in
-//! builds with the feature `traps`; in all others [`set`] is always false.
+//! builds with debug assertions; in all others [`set`] is always false.
 
 /// What is left out, or done too early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,14 +18,12 @@ pub enum Trap {
     KvUseBeforeCopy,
     /// Keys and values of another layer overwrite what is still being read.
     KvOverwriteBeforeUse,
-    /// The GPU's memory is freed while kernels may still use it.
-    FreeWithoutWaiting,
-    /// A pass that was not completed gives tiles back without waiting for their copies.
+    /// A pass that was not completed gives tiles back without waiting for their copies and their uses.
     AbandonWithoutWaiting,
 }
 
 /// Whether this fault is planted.
-#[cfg(feature = "traps")]
+#[cfg(debug_assertions)]
 pub fn set(trap: Trap) -> bool {
     use std::sync::LazyLock;
 
@@ -34,7 +32,7 @@ pub fn set(trap: Trap) -> bool {
 }
 
 /// Never.
-#[cfg(not(feature = "traps"))]
+#[cfg(not(debug_assertions))]
 pub fn set(_: Trap) -> bool {
     false
 }

@@ -65,7 +65,7 @@ impl Gpu {
     pub fn run(&self, stage: Stage, work: &Work, how: &How, stop: &StopFlag) -> Result<Sample> {
         match stage {
             Stage::Pageable => self.pageable(work, how, stop),
-            Stage::DiskGpu => self.from_disk(work, how, stop),
+            Stage::DiskGpu => self.overlapped(work, how, stop),
             _ => self.pinned(work, how, stop),
         }
     }
@@ -158,7 +158,7 @@ impl Gpu {
     }
 
     /// Everything at once: the ring is page-locked, and each tile is copied as it arrives.
-    fn from_disk(&self, work: &Work, how: &How, stop: &StopFlag) -> Result<Sample> {
+    fn overlapped(&self, work: &Work, how: &How, stop: &StopFlag) -> Result<Sample> {
         let start = Instant::now();
         let pieces = work.pieces(how.chunk);
         let mut belt = Belt::new(work, how, &pieces, false)?;

@@ -182,6 +182,8 @@ pub struct Belt {
     pub conveyor: Conveyor,
     /// Of when chunks were asked for, and, unless the consumer says when they are done, of how long they took.
     pub log: Log,
+    /// What the conveyor counted as waiting before it was to read.
+    before: Duration,
 }
 
 impl Belt {
@@ -194,7 +196,7 @@ impl Belt {
             Box::new(Timed::new(reader, noted.clone(), until_landed)) as Box<dyn Reader>
         };
         let conveyor = Conveyor::start_wrapped(&work.source, &tiles(pieces), how.ring, &how.disk, Arc::new(wrap))?;
-        Ok(Belt { gate, conveyor, log })
+        Ok(Belt { gate, conveyor, log, before: Duration::ZERO })
     }
 
     /// Begins to read, once all threads are ready to.
@@ -206,6 +208,7 @@ impl Belt {
             // Whoever does not arrive has left an error; there are no tiles yet.
             drop(self.conveyor.next_within(Duration::from_millis(1))?);
         }
+        self.before = self.conveyor.stats().consumer_wait;
         let watch = Watch::start();
         self.gate.open();
         Ok(watch)
@@ -249,7 +252,7 @@ pub fn of_belt(sample: Sample, belt: &Belt, how: &How) -> Sample {
     let readers: Vec<_> = stats.drives.iter().map(|drive| drive.reader).collect();
     let threads = threads_of(readers.iter().copied(), how);
     Sample {
-        waited_for_disk: Some(stats.consumer_wait.as_secs_f64()),
+        waited_for_disk: Some(stats.consumer_wait.saturating_sub(belt.before).as_secs_f64()),
         waited_for_copy: Some(stats.reader_wait.as_secs_f64() / threads.max(1) as f64),
         latencies: belt.log.take(),
         facts: Facts {

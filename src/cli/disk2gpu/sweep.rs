@@ -57,7 +57,11 @@ pub fn must_be_new(path: &Path) -> Result<()> {
 pub fn write(sweep: &Sweep, caption: &str, path: &Path) -> Result<()> {
     let svg = draw(sweep, caption);
     let mut file = OpenOptions::new().write(true).create_new(true).open(path).map_err(Error::io(path, "create"))?;
-    file.write_all(svg.as_bytes()).map_err(Error::io(path, "write"))
+    file.write_all(svg.as_bytes()).map_err(|e| {
+        // Ours, and useless. The error that is told is the first one.
+        let _ = std::fs::remove_file(path);
+        Error::io(path, "write")(e)
+    })
 }
 
 /// Sizes in pixels.

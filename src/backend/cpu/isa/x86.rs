@@ -36,6 +36,7 @@ struct Zmm(__m512);
 
 impl F32x16 for Zmm {
     const WIDE: bool = true;
+    type Bytes = __m128i;
 
     #[inline(always)]
     fn splat(value: f32) -> Self {
@@ -68,6 +69,36 @@ impl F32x16 for Zmm {
     #[inline(always)]
     fn load_e4m3(from: &[u8; LANES]) -> Self {
         Zmm(simd!(_mm512_mul_ps(_mm512_cvtph_ps(e4m3_halves(from)), _mm512_set1_ps(256.0))))
+    }
+
+    #[inline(always)]
+    fn load_i8(from: &[u8; LANES]) -> Self {
+        Zmm(simd!(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.as_ptr().cast())))))
+    }
+
+    #[inline(always)]
+    fn from_bytes(bytes: __m128i) -> Self {
+        Zmm(simd!(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes))))
+    }
+
+    #[inline(always)]
+    fn bytes(from: &[u8; LANES]) -> __m128i {
+        simd!(_mm_loadu_si128(from.as_ptr().cast()))
+    }
+
+    #[inline(always)]
+    fn field(bytes: __m128i, shift: u32, mask: u8) -> __m128i {
+        simd!(field(bytes, shift, mask))
+    }
+
+    #[inline(always)]
+    fn join(low: __m128i, high: __m128i) -> __m128i {
+        simd!(_mm_or_si128(low, _mm_slli_epi16::<4>(high)))
+    }
+
+    #[inline(always)]
+    fn half(bytes: [u8; 2]) -> f32 {
+        simd!(_mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(u16::from_le_bytes(bytes))))))
     }
 
     #[inline(always)]
@@ -135,6 +166,7 @@ struct Ymm2(__m256, __m256);
 
 impl F32x16 for Ymm2 {
     const WIDE: bool = false;
+    type Bytes = __m128i;
 
     #[inline(always)]
     fn splat(value: f32) -> Self {
@@ -177,6 +209,43 @@ impl F32x16 for Ymm2 {
             let scale = _mm256_set1_ps(256.0);
             Ymm2(_mm256_mul_ps(_mm256_cvtph_ps(low), scale), _mm256_mul_ps(_mm256_cvtph_ps(high), scale))
         })
+    }
+
+    #[inline(always)]
+    fn load_i8(from: &[u8; LANES]) -> Self {
+        simd!({
+            let bytes = _mm_loadu_si128(from.as_ptr().cast());
+            let (low, high) = (_mm256_cvtepi8_epi32(bytes), _mm256_cvtepi8_epi32(_mm_srli_si128::<8>(bytes)));
+            Ymm2(_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high))
+        })
+    }
+
+    #[inline(always)]
+    fn from_bytes(bytes: __m128i) -> Self {
+        simd!({
+            let (low, high) = (_mm256_cvtepu8_epi32(bytes), _mm256_cvtepu8_epi32(_mm_srli_si128::<8>(bytes)));
+            Ymm2(_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high))
+        })
+    }
+
+    #[inline(always)]
+    fn bytes(from: &[u8; LANES]) -> __m128i {
+        simd!(_mm_loadu_si128(from.as_ptr().cast()))
+    }
+
+    #[inline(always)]
+    fn field(bytes: __m128i, shift: u32, mask: u8) -> __m128i {
+        simd!(field(bytes, shift, mask))
+    }
+
+    #[inline(always)]
+    fn join(low: __m128i, high: __m128i) -> __m128i {
+        simd!(_mm_or_si128(low, _mm_slli_epi16::<4>(high)))
+    }
+
+    #[inline(always)]
+    fn half(bytes: [u8; 2]) -> f32 {
+        simd!(_mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(u16::from_le_bytes(bytes))))))
     }
 
     #[inline(always)]
@@ -274,4 +343,11 @@ fn e4m3_halves(from: &[u8; LANES]) -> __m256i {
     let nan = _mm256_cmpeq_epi16(magnitude, _mm256_set1_epi16(0x7f));
     let nan = _mm256_and_si256(nan, _mm256_set1_epi16(0x7e00));
     _mm256_or_si256(_mm256_or_si256(sign, _mm256_slli_epi16::<7>(magnitude)), nan)
+}
+
+/// The bits that cross from byte to byte are those that the mask removes.
+#[target_feature(enable = "sse2")]
+#[inline]
+fn field(bytes: __m128i, shift: u32, mask: u8) -> __m128i {
+    _mm_and_si128(_mm_srl_epi16(bytes, _mm_cvtsi32_si128(shift as i32)), _mm_set1_epi8(mask as i8))
 }

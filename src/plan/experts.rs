@@ -1,0 +1,219 @@
+//! The experts' part of the plan: how their matrices are cut, and the memory that holds their tiles.
+//!
+//! Memory goes to the weights that every pass uses first: a byte of them that stays saves a byte of every pass, a byte of
+//! an expert only where a token is routed to it. What is left, nearly all of a large budget, is the experts' cache.
+
+use std::ops::Range;
+
+use super::{PAGE, RING_TILES, TILE_TARGET};
+use crate::checkpoint::Span;
+use crate::disk::align::enclose;
+use crate::program::{Expert, Program};
+
+/// What the experts get before the other weights get more than they need to be streamed: enough that a drive has all that
+/// it can use in flight.
+const WORKING_TARGET: usize = 256 << 20;
+
+/// How the experts of a program are streamed.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ExpertPlan {
+    /// By layer, expert, matrix and rows.
+    pub tiles: Vec<ExpertTile>,
+    /// Which of them are an expert's, by layer and expert.
+    ranges: Vec<Vec<Range<usize>>>,
+    /// Bytes that the experts of one token have, in all layers, on average over experts.
+    pub token_bytes: u64,
+    /// Bytes of all experts.
+    pub bytes: u64,
+}
+
+/// A run of stored rows of one matrix of one expert.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ExpertTile {
+    /// Index into [`Program::experts`].
+    pub layer: usize,
+    pub expert: usize,
+    /// Which of the expert's matrices.
+    pub matrix: usize,
+    pub rows: Range<usize>,
+    /// What is read: the rows, and after them their exponents if they have any.
+    pub spans: Vec<Span>,
+}
+
+impl ExpertPlan {
+    /// Cuts every matrix of every expert into tiles of at most `bytes` (but at least one row), of nearly equal size.
+    pub(super) fn cut(program: &Program, bytes: usize) -> ExpertPlan {
+        let mut plan = ExpertPlan::default();
+        for (layer, experts) in program.experts.iter().enumerate() {
+            let mut ranges = Vec::with_capacity(experts.experts.len());
+            for (expert, matrices) in experts.experts.iter().enumerate() {
+                let first = plan.tiles.len();
+                for (matrix, weights) in matrices.matrices.iter().enumerate() {
+                    let tile = |rows: Range<usize>| {
+                        let spans = matrices.spans(matrix, rows.clone());
+                        ExpertTile { layer, expert, matrix, rows, spans }
+                    };
+                    plan.tiles.extend(super::split(weights, bytes).map(tile));
+                }
+                ranges.push(first..plan.tiles.len());
+            }
+            plan.ranges.push(ranges);
+            plan.bytes += experts.bytes();
+            plan.token_bytes += experts.token_bytes();
+        }
+        plan
+    }
+
+    /// The tiles of an expert.
+    pub fn of(&self, layer: usize, expert: usize) -> Range<usize> {
+        self.ranges[layer][expert].clone()
+    }
+
+    /// Bytes that one block of memory has, which holds any tile.
+    fn block(&self, align: usize) -> usize {
+        let len = |tile: &ExpertTile| tile.spans.iter().map(|span| enclose(*span, align).len).sum();
+        self.tiles.iter().map(len).max().unwrap_or(0)
+    }
+}
+
+impl ExpertTile {
+    /// Bytes on disk.
+    pub fn bytes(&self) -> u64 {
+        self.spans.iter().map(|span| span.len).sum()
+    }
+}
+
+/// The smallest memory for experts that works: as many of their smallest tiles as a ring has.
+pub(super) fn floor(program: &Program, align: usize) -> usize {
+    let experts = || program.experts.iter().flat_map(|layer| &layer.experts);
+    let least = |expert: &Expert| (0..expert.matrices.len()).map(|m| tile_floor(expert, m, align)).max();
+    match experts().filter_map(least).max() {
+        Some(tile) => RING_TILES * tile + PAGE,
+        None => 0,
+    }
+}
+
+/// The most bytes that a tile of one row may take as it is read.
+fn tile_floor(expert: &Expert, matrix: usize, align: usize) -> usize {
+    expert.spans(matrix, 0..1).iter().map(|span| span.len as usize + 2 * align).sum()
+}
+
+/// Bytes of memory in which the exponents of a tile become factors.
+pub(super) fn factor_bytes(program: &Program) -> usize {
+    let experts = program.experts.iter().flat_map(|layer| &layer.experts);
+    let row = |expert: &Expert| expert.exponents.iter().map(|exponents| exponents.row_bytes).max();
+    match experts.filter_map(row).max() {
+        // Sixteen bytes of numbers to each.
+        Some(row) => (TILE_TARGET / 16).max(row) * size_of::<f32>(),
+        None => 0,
+    }
+}
+
+/// What experts get before the other weights get more than `others`, of `left` bytes.
+pub(super) fn working(program: &Program, left: usize, others: usize, align: usize) -> usize {
+    let floor = floor(program, align);
+    let wanted = (left / 2).min(WORKING_TARGET).max(floor);
+    wanted.min(left.saturating_sub(others)) / PAGE * PAGE
+}
+
+/// Cuts the experts for `left` bytes of memory; also the bytes that are taken of them.
+pub(super) fn place(program: &Program, left: usize, align: usize) -> (ExpertPlan, usize) {
+    if program.experts.is_empty() {
+        return (ExpertPlan::default(), 0);
+    }
+    let left = left / PAGE * PAGE;
+    // Exponents are a sixteenth of their rows, and a span of their own.
+    let target = (left / RING_TILES).saturating_sub(4 * align) / 17 * 16;
+    let plan = ExpertPlan::cut(program, TILE_TARGET.min(target));
+    let all = plan.block(align).saturating_mul(plan.tiles.len()).next_multiple_of(PAGE);
+    (plan, left.min(all))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::tests::{ALIGN, matrix, named_floor, program, request};
+    use super::*;
+    use crate::plan::Plan;
+    use crate::program::{Expert, ExpertLayer, Exponents};
+
+    /// A dense program with layers of `experts` experts, of which each has matrices of these shapes.
+    fn sparse(shapes: &[(usize, usize)], layers: usize, experts: usize, exponents: bool) -> Program {
+        let mut program = program(&[(300, 200), (500, 100)]);
+        let mut offset = 10_000_001;
+        let mut expert = || {
+            let mut expert = Expert { matrices: Vec::new(), exponents: Vec::new() };
+            for &(rows, cols) in shapes {
+                expert.matrices.push(matrix(offset, rows, cols));
+                offset += expert.matrices.last().unwrap().bytes();
+                if exponents {
+                    let tensor = matrix(offset, rows, cols.div_ceil(32)).tensor;
+                    expert.exponents.push(Exponents { tensor, first_row: 0, row_bytes: cols.div_ceil(32) });
+                    offset += (rows * cols.div_ceil(32)) as u64;
+                }
+            }
+            expert
+        };
+        let layer = |_| ExpertLayer { experts: (0..experts).map(|_| expert()).collect(), top_k: experts.div_ceil(4) };
+        program.experts = (0..layers).map(layer).collect();
+        program
+    }
+
+    proptest! {
+        /// Every row of every expert is in one tile, in order; blocks of one size hold any of them, four at least; parts
+        /// sum to at most the budget; and the floor that a refusal names is enough.
+        #[test]
+        fn experts_fit_their_memory(
+            shapes in prop::collection::vec((1..1500usize, 1..1500usize), 2..4),
+            layers in 1..4usize,
+            experts in 1..9usize,
+            exponents: bool,
+            mib in 1..100u64,
+        ) {
+            let program = sparse(&shapes, layers, experts, exponents);
+            let plan = match Plan::new(&program, &request(mib << 20)) {
+                Ok(plan) => plan,
+                Err(error) => {
+                    let floor = named_floor(error);
+                    prop_assert!(floor > mib << 20);
+                    prop_assert!(Plan::new(&program, &request(floor)).is_ok(), "the named floor of {floor} is not enough");
+                    return Ok(());
+                }
+            };
+            prop_assert!(plan.memory.total() as u64 <= mib << 20);
+            let (all, block) = (&plan.experts, plan.experts.block(ALIGN));
+            prop_assert!(plan.memory.experts >= block * all.tiles.len().min(RING_TILES), "{}", plan.memory.experts);
+            for layer in 0..layers {
+                for expert in 0..experts {
+                    let mut tiles = all.tiles[all.of(layer, expert)].iter();
+                    for (m, matrix) in program.experts[layer].experts[expert].matrices.iter().enumerate() {
+                        let mut row = 0;
+                        while row < matrix.rows {
+                            let tile = tiles.next().expect("tiles for every matrix");
+                            prop_assert_eq!((tile.layer, tile.expert, tile.matrix, tile.rows.start), (layer, expert, m, row));
+                            prop_assert_eq!(tile.spans[0], matrix.span(tile.rows.clone()));
+                            prop_assert_eq!(tile.spans.len(), 1 + usize::from(exponents));
+                            row = tile.rows.end;
+                        }
+                    }
+                    prop_assert!(tiles.next().is_none());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn weights_of_every_pass_come_first_and_experts_get_the_rest() {
+        let program = sparse(&[(1000, 500), (1000, 500), (500, 1000)], 4, 8, false);
+        let plan = Plan::new(&program, &request(64 << 20)).unwrap();
+        assert!(plan.tiles.iter().all(|tile| tile.tier == super::super::Tier::Host));
+        assert!(plan.memory.experts > 48 << 20, "{}", plan.memory.experts);
+        assert_eq!((plan.experts.bytes, plan.experts.token_bytes), (4 * 8 * 3_000_000, 4 * 2 * 3_000_000));
+        let kept = plan.memory.experts as f64 / plan.experts.bytes as f64;
+        let expected = plan.experts.token_bytes as f64 * (1.0 - kept);
+        assert!((plan.disk_bytes() as f64 / expected - 1.0).abs() < 1e-3);
+        // With room for all there is nothing to read.
+        assert_eq!(Plan::new(&program, &request(1 << 30)).unwrap().disk_bytes(), 0);
+    }
+}

@@ -1,0 +1,233 @@
+//! Tiles on demand: which experts a pass needs is known only when their router has chosen, so their tiles are read when
+//! they are asked for, into memory that keeps what was used for as long as it can.
+
+use std::ops::{Index, Range};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::cache::{Cache, tile_len};
+use super::conveyor::{check_span, drive_stats, repeat, wait};
+use super::worker::{self, Feed, Wrap};
+use super::{DemandStats, DemandTile};
+use crate::disk::memory::{HUGE_PAGE, Mapping};
+use crate::disk::{self, DEFAULT_CHUNK, DEFAULT_DEPTH, DiskOptions, Geometry, Read, Source};
+use crate::error::{Error, Result};
+
+/// Reads the tiles of experts when they are asked for, and keeps them while their memory is not needed for others.
+///
+/// A request is an ordered list of tiles; all that are not in memory are queued for reading at once, as far as there are
+/// blocks, and the consumer takes them in that order. It may hold several at a time, fewer than there are blocks.
+pub struct Experts {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// What the consumer and the I/O threads share.
+struct Shared {
+    state: Mutex<State>,
+    /// For I/O threads: there may be something to read, or the end has come.
+    work: Condvar,
+    /// For the consumer: its tile is complete, or a read has failed.
+    ready: Condvar,
+}
+
+struct State {
+    cache: Cache,
+    /// No new reads ever again.
+    stopped: bool,
+    failure: Option<Error>,
+    stats: DemandStats,
+}
+
+/// Bytes of the blocks in which these tiles are kept: all equal, since any of them may hold any tile.
+pub fn block_bytes(tiles: &[DemandTile], align: usize) -> usize {
+    tiles.iter().map(|tile| tile_len(tile, align)).max().unwrap_or(0)
+}
+
+impl Experts {
+    /// Opens the files, takes `bytes` of memory (rounded up to 2 MiB, and at most what all tiles need), and waits for
+    /// requests.
+    ///
+    /// # Errors
+    /// As [`Conveyor::start`](super::Conveyor::start); the memory must hold at least two tiles.
+    pub fn start(source: &Source, tiles: &[DemandTile], bytes: usize, options: &DiskOptions) -> Result<Experts> {
+        Experts::start_wrapped(source, tiles, bytes, options, &(Arc::new(|reader| reader) as Arc<Wrap>))
+    }
+
+    pub(super) fn start_wrapped(
+        source: &Source,
+        tiles: &[DemandTile],
+        bytes: usize,
+        options: &DiskOptions,
+        wrap: &Arc<Wrap>,
+    ) -> Result<Experts> {
+        options.check()?;
+        let geometry = Geometry::of(source)?;
+        let align = geometry.align;
+        for span in tiles.iter().flat_map(|tile| &tile.spans) {
+            check_span(source, *span, &geometry)?;
+        }
+        let block = block_bytes(tiles, align);
+        if block == 0 {
+            return Err(Error::Request("there are no experts to stream: no tiles".into()));
+        }
+        let bytes = bytes.min(block.saturating_mul(tiles.len())).next_multiple_of(HUGE_PAGE);
+        // One to be read while another is used.
+        let floor = block * tiles.len().min(2);
+        if bytes < floor {
+            let message = "bytes of memory for experts do not hold two tiles: at least";
+            return Err(Error::Budget(format!("{bytes} {message} {floor} bytes are needed")));
+        }
+        let drives = disk::open_drives(source, &geometry, options)?;
+        // Pages come with the first use: preparing a large cache would delay the first read.
+        let memory = Mapping::map(bytes, false)?;
+        let buffer = Arc::clone(memory.mapping());
+        let chunk = options.chunk_bytes.unwrap_or(DEFAULT_CHUNK).next_multiple_of(align);
+        let depth = options.depth.unwrap_or(DEFAULT_DEPTH);
+        let stats = DemandStats {
+            bytes_read: 0,
+            reads: 0,
+            bytes_used: 0,
+            bytes_hit: 0,
+            consumer_wait: Duration::ZERO,
+            memory_bytes: memory.len(),
+            blocks: memory.len() / block,
+            drives: drives.iter().map(|drive| drive_stats(drive, depth)).collect(),
+        };
+        let cache = Cache::new(tiles, memory, block, chunk, align);
+        let state = State { cache, stopped: false, failure: None, stats };
+        let shared = Arc::new(Shared { state: Mutex::new(state), work: Condvar::new(), ready: Condvar::new() });
+        let mut experts = Experts { shared, threads: Vec::new() };
+        for (index, drive) in drives.iter().enumerate() {
+            experts.threads.extend(worker::launch(&experts.shared, index, drive, depth, &buffer, wrap)?);
+        }
+        Ok(experts)
+    }
+
+    /// Asks for tiles of one layer, by their index in the list given at the start, each once; to be taken in this order.
+    /// All tiles of the request before must have been taken.
+    pub fn request(&mut self, layer: usize, tiles: impl IntoIterator<Item = usize>) {
+        self.shared.lock().cache.request(layer, tiles);
+        self.shared.work.notify_all();
+    }
+
+    /// Waits for the next tile of the request. It is given back by dropping it.
+    ///
+    /// # Errors
+    /// [`Error::Read`] with file, offset and length of a read that failed, now or earlier. Nothing more can be had then.
+    #[expect(clippy::should_implement_trait, reason = "a request has no end that `next` could tell")]
+    pub fn next(&mut self) -> Result<ExpertTile> {
+        let mut state = self.shared.lock();
+        let mut waiting = None;
+        loop {
+            if let Some(failure) = &state.failure {
+                return Err(repeat(failure));
+            }
+            if let Some(lent) = state.cache.take() {
+                state.stats.consumer_wait += waiting.map_or(Duration::ZERO, |since: Instant| since.elapsed());
+                let (shared, region) = (Arc::clone(&self.shared), Some(lent.region));
+                return Ok(ExpertTile { shared, region, parts: lent.parts });
+            }
+            waiting.get_or_insert_with(Instant::now);
+            state = wait(&self.shared.ready, state);
+        }
+    }
+
+    /// Forgets what was asked for and not taken, after a pass that was not completed. What is being read will be kept.
+    ///
+    /// # Errors
+    /// As [`Experts::next`].
+    pub fn cancel(&mut self) -> Result<()> {
+        let mut state = self.shared.lock();
+        state.cache.cancel();
+        state.failure.as_ref().map_or(Ok(()), |failure| Err(repeat(failure)))
+    }
+
+    /// What has been done so far, and with what.
+    pub fn stats(&self) -> DemandStats {
+        let state = self.shared.lock();
+        let uses = state.cache.uses();
+        DemandStats { bytes_used: uses.taken, bytes_hit: uses.hits, ..state.stats.clone() }
+    }
+}
+
+impl Drop for Experts {
+    /// Returns when every read in flight has landed.
+    fn drop(&mut self) {
+        self.shared.lock().stopped = true;
+        self.shared.work.notify_all();
+        for thread in self.threads.drain(..) {
+            // A panic has been reported as a failure by the thread itself.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    /// A panicking thread leaves a failure behind, which is what everybody else looks at: poisoning adds nothing.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Feed for Shared {
+    fn next_read(&self, wait_for_room: bool) -> Option<Read> {
+        let mut state = self.lock();
+        loop {
+            if state.stopped || state.failure.is_some() {
+                return None;
+            }
+            match state.cache.next_read() {
+                None if wait_for_room => state = wait(&self.work, state),
+                read => return read,
+            }
+        }
+    }
+
+    fn landed(&self, drive: usize, read: Read, bytes: usize) {
+        let mut state = self.lock();
+        state.stats.bytes_read += bytes as u64;
+        state.stats.drives[drive].bytes_read += bytes as u64;
+        state.stats.reads += 1;
+        if state.cache.landed(read) {
+            self.ready.notify_one();
+        }
+    }
+
+    fn fail(&self, error: Error) {
+        self.lock().failure.get_or_insert(error);
+        self.ready.notify_all();
+        self.work.notify_all();
+    }
+
+    fn started(&self, drive: usize, registered: bool) {
+        self.lock().stats.drives[drive].registered = registered;
+    }
+}
+
+/// The bytes of one tile, span by span; its memory may be used for others when it is dropped.
+pub struct ExpertTile {
+    shared: Arc<Shared>,
+    /// `None` only while being dropped.
+    region: Option<Arc<crate::disk::memory::Region>>,
+    parts: Vec<Range<usize>>,
+}
+
+impl Index<usize> for ExpertTile {
+    type Output = [u8];
+
+    /// The bytes of one of the tile's spans.
+    fn index(&self, span: usize) -> &[u8] {
+        &self.region.as_ref().expect("is there until dropped")[self.parts[span].clone()]
+    }
+}
+
+impl Drop for ExpertTile {
+    fn drop(&mut self) {
+        // First the share, then the lock: whoever looks for a block after this sees that nobody holds it.
+        self.region = None;
+        drop(self.shared.lock());
+        self.shared.work.notify_all();
+    }
+}

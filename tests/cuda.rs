@@ -1,0 +1,29 @@
+//! The CUDA backend on the simulated driver (tests/cudasim): all of it but the GPU. Golden cases within the gates of 16-bit
+//! arithmetic, the same bits at every budget and in every order that the driver allows, budgets that hold by the driver's own
+//! count, every error a message, and faults planted in the backend that must all be noticed.
+//!
+//! The driver is chosen when a process starts, and misuse ends the process. So each test starts this program again, with
+//! the simulated driver in its path, to do some jobs and write down what came of them (`child`).
+
+#![cfg(feature = "cuda")]
+
+#[path = "cuda/bits.rs"]
+mod bits;
+#[path = "cuda/budgets.rs"]
+mod budgets;
+#[path = "cuda/child.rs"]
+mod child;
+#[path = "cuda/errors.rs"]
+mod errors;
+#[path = "cuda/golden.rs"]
+mod golden;
+#[path = "cuda/parent.rs"]
+mod parent;
+#[path = "cuda/traps.rs"]
+mod traps;
+
+/// Not a test of its own: what the others start.
+#[test]
+fn child() {
+    child::main();
+}

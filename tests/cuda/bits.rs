@@ -1,0 +1,72 @@
+//! Bits do not depend on the plumbing: not on tiers, tiles and rings, nor on the order in which the driver lets things happen.
+
+use std::thread;
+
+use crate::child::{Job, Outcome};
+use crate::parent::{model, run};
+
+/// Seeds that `make test` tries; `make soak SEEDS=…` more.
+fn seeds() -> u64 {
+    std::env::var("SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(200)
+}
+
+/// A prompt and its continuation, while another is answered beside it, at budgets where weights stream from memory and from
+/// disk, with keys and values on the GPU and without, and to and fro between the two phases.
+fn jobs() -> Vec<Job> {
+    let base = Job {
+        prompts: vec![(1..12).collect(), vec![7, 8]],
+        context: 24,
+        sequences: 2,
+        new_tokens: 3,
+        ..Job::default()
+    };
+    let small = Job { model: model("llama31_gqa"), ..base.clone() };
+    let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/demo").to_string();
+    vec![
+        Job { vram: Some(100_000), ..small.clone() },
+        Job { vram: Some(200_000), ram: Some(0), stream_kv: true, ..small },
+        Job { vram: Some(1_000_000), ram: Some(3 << 20), model: demo, ..base },
+    ]
+}
+
+/// Runs seeds on two processors; all must leave what `expected` says, if it says anything.
+fn try_seeds(seeds: std::ops::Range<u64>, environment: &[(&str, &str)], check: impl Fn(u64, &[Outcome]) + Sync) {
+    let check = &check;
+    thread::scope(|scope| {
+        for part in 0..2 {
+            let seeds = seeds.clone().filter(move |seed| seed % 2 == part);
+            scope.spawn(move || {
+                for seed in seeds {
+                    let text = seed.to_string();
+                    let environment: Vec<_> = [("SEED", text.as_str())].iter().chain(environment).copied().collect();
+                    let (outcomes, _) = run(&jobs(), &environment).done();
+                    let errors: Vec<_> = outcomes.iter().flat_map(|outcome| &outcome.errors).collect();
+                    assert!(errors.is_empty(), "seed {seed}: {errors:?}");
+                    check(seed, &outcomes);
+                }
+            });
+        }
+    });
+}
+
+/// The driver checks every access for order, whatever is computed.
+#[test]
+fn no_order_of_events_is_a_misuse() {
+    try_seeds(0..seeds(), &[("ARITHMETIC", "0")], |_, outcomes| {
+        let [memory, kv, disk] = outcomes else { panic!("three jobs") };
+        assert!(memory.tiers[1] > 0, "nothing is streamed from memory: {:?}", memory.tiers);
+        assert!(!kv.kv_on_gpu, "keys and values are on the GPU");
+        assert!(disk.tiers.iter().all(|tiles| *tiles > 0), "not all tiers have tiles: {:?}", disk.tiers);
+    });
+}
+
+#[test]
+fn no_order_of_events_changes_a_token() {
+    let (first, _) = run(&jobs(), &[("SEED", "0")]).done();
+    assert!(first[0].tokens == first[1].tokens, "budgets change tokens");
+    try_seeds(1..seeds() / 8, &[], |seed, outcomes| {
+        for (outcome, first) in outcomes.iter().zip(&first) {
+            assert!(outcome.tokens == first.tokens, "seed {seed} changes tokens");
+        }
+    });
+}

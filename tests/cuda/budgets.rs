@@ -1,0 +1,59 @@
+//! The budget of GPU memory is hard, by the driver's own count, and so are the floors that errors name.
+
+use crate::child::Job;
+use crate::parent::{End, model, run};
+
+fn job() -> Job {
+    Job {
+        model: model("llama31_gqa"),
+        prompts: vec![(1..40).collect()],
+        context: 64,
+        sequences: 1,
+        new_tokens: 2,
+        ..Job::default()
+    }
+}
+
+#[test]
+fn the_card_never_has_more_of_us_than_the_budget() {
+    for above in [Some(50_000), Some(200_000), None] {
+        let (outcomes, report) = run(&[Job { vram: above, ..job() }], &[("ARITHMETIC", "0")]).done();
+        assert!(outcomes[0].errors.is_empty(), "{:?}", outcomes[0].errors);
+        let peak = report["peak_vram"].as_u64().unwrap();
+        assert!(peak > 1 << 20 && peak <= outcomes[0].vram, "{peak} bytes of a budget of {}", outcomes[0].vram);
+    }
+}
+
+#[test]
+fn below_the_floor_the_floor_is_named_and_at_the_floor_it_works() {
+    let (outcomes, _) = run(&[job()], &[("ARITHMETIC", "0")]).done();
+    let floor = outcomes[0].vram_floor;
+    let (outcomes, report) = run(&[Job { exact_vram: Some(floor - 1), ..job() }], &[]).done();
+    let named = format!("at least {} MiB", floor.div_ceil(1 << 20));
+    assert!(outcomes[0].errors[0].contains(&named), "{:?}", outcomes[0].errors);
+    assert_eq!(report["allocations"], 0, "something was allocated below the floor");
+}
+
+#[test]
+fn a_model_that_fits_is_copied_once() {
+    let (outcomes, report) = run(&[Job { times: 3, ..job() }], &[]).done();
+    assert_eq!(outcomes[0].tiers[1..], [0, 0], "all tiles on the GPU");
+    let bytes = |report: &serde_json::Value| report["host_to_device"]["bytes"].as_u64().unwrap();
+    let (_, once) = run(&[job()], &[]).done();
+    let weights = std::fs::metadata(crate::parent::case("llama31_gqa").join("model-00001-of-00002.safetensors"));
+    let added = bytes(&report) - bytes(&once);
+    assert!(added < weights.unwrap().len(), "{added} bytes more were copied for two more rounds");
+}
+
+#[test]
+fn auto_takes_the_gpu_or_says_why_not() {
+    let auto = Job { device: Some("auto".into()), ..job() };
+    let (outcomes, _) = run(std::slice::from_ref(&auto), &[]).done();
+    assert_eq!(outcomes[0].device, "cuda:0");
+    for environment in [("CC", "6.1"), ("DRIVER", "11020"), ("DEVICES", "0"), ("FAIL", "context")] {
+        match run(std::slice::from_ref(&auto), &[environment]) {
+            End::Done(outcomes, _) => assert_eq!((outcomes[0].device.as_str(), outcomes[0].errors.len()), ("cpu", 0)),
+            other => panic!("{environment:?}: {other:?}"),
+        }
+    }
+}

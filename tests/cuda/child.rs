@@ -1,0 +1,200 @@
+//! What a process with the simulated driver does: the jobs that the environment names, one after the other.
+
+use std::path::Path;
+use std::time::Duration;
+
+use layerstream::plan::{GpuRequest, Plan, Request};
+use layerstream::{Device, GenerateOptions, Model, Options, Outline};
+use serde::{Deserialize, Serialize};
+
+/// Where jobs come from and results go.
+pub const JOBS: &str = "LAYERSTREAM_TEST_JOBS";
+pub const RESULTS: &str = "LAYERSTREAM_TEST_RESULTS";
+
+/// A model to open, and what to do with it.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Job {
+    pub model: String,
+    pub prompts: Vec<Vec<u32>>,
+    pub context: usize,
+    pub sequences: usize,
+    /// About so many bytes of the GPU for weights, and so many of memory above the floor; `None`: as much as can be of
+    /// use. Memory of a GPU comes in pages of 2 MiB, larger than most of these models, so this makes the context longer
+    /// until that is what it leaves.
+    pub vram: Option<u64>,
+    pub ram: Option<u64>,
+    /// This budget instead.
+    pub exact_vram: Option<u64>,
+    /// A context so long that keys and values do not fit on the GPU.
+    pub stream_kv: bool,
+    /// Tokens to generate for all prompts together; 0: logits at every position of each prompt instead.
+    pub new_tokens: usize,
+    /// How often. Errors of all but the last time are noted and do no harm.
+    pub times: usize,
+    /// Stops the first time when a pass has used so many bytes of weights.
+    pub stop_at: Option<u64>,
+    /// As the command line has it; nothing: the first GPU.
+    pub device: Option<String>,
+}
+
+/// What came of a job.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq)]
+pub struct Outcome {
+    /// Of each prompt, as bits.
+    pub logits: Vec<Vec<u32>>,
+    pub tokens: Vec<Vec<u32>>,
+    /// Of all that was tried, in order.
+    pub errors: Vec<String>,
+    pub device: String,
+    pub vram: u64,
+    pub vram_floor: u64,
+    pub ram_floor: u64,
+    /// Tiles on the GPU, in memory, on disk.
+    pub tiers: [usize; 3],
+    pub kv_on_gpu: bool,
+    pub rows: usize,
+    pub passes: usize,
+}
+
+/// Does nothing in a process that has no jobs.
+pub fn main() {
+    let (Ok(jobs), Ok(results)) = (std::env::var(JOBS), std::env::var(RESULTS)) else { return };
+    let jobs: Vec<Job> = serde_json::from_str(&jobs).unwrap();
+    let outcomes: Vec<Outcome> = jobs.iter().map(run).collect();
+    std::fs::write(results, serde_json::to_string(&outcomes).unwrap()).unwrap();
+}
+
+/// More than any test model can use.
+const PLENTY: u64 = 256 << 20;
+
+fn run(job: &Job) -> Outcome {
+    let mut outcome = Outcome::default();
+    if let Err(error) = attempt(job, &mut outcome) {
+        outcome.errors.push(error.to_string());
+    }
+    outcome
+}
+
+fn attempt(job: &Job, outcome: &mut Outcome) -> layerstream::Result<()> {
+    let path = Path::new(&job.model);
+    let device = job.device.as_deref().map_or(Ok(Device::Cuda(0)), str::parse)?;
+    let base = Options {
+        context: Some(job.context),
+        sequences: job.sequences,
+        all_logits: job.new_tokens == 0,
+        threads: Some(1),
+        device,
+        ..Options::default()
+    };
+    let plenty = Options { ram: Some(PLENTY), vram: Some(PLENTY), ..base };
+    let options = match (job.exact_vram, job.vram) {
+        (Some(vram), _) => Options { vram: Some(vram), ..plenty },
+        (None, Some(bytes)) => {
+            let (context, vram) = tight(&Outline::new(path, &plenty)?, job, bytes);
+            Options { context: Some(context), vram: Some(vram), ..plenty }
+        }
+        (None, None) => plenty,
+    };
+    let options = match job.ram {
+        Some(above) => Options { ram: Some(Outline::new(path, &options)?.plan().floor + above), ..options },
+        None => options,
+    };
+    let mut model = Model::open(path, &options)?;
+    let plan = model.plan();
+    if let Some(gpu) = &plan.gpu {
+        (outcome.vram, outcome.vram_floor, outcome.kv_on_gpu) = (gpu.vram, gpu.floor, gpu.layout.kv_resident);
+        assert!(gpu.total() <= gpu.vram);
+    }
+    (outcome.ram_floor, outcome.rows, outcome.passes) = (plan.floor, plan.rows, 0);
+    for tile in &plan.tiles {
+        use layerstream::plan::Tier;
+        let tier = [Tier::Device, Tier::Host, Tier::Disk].iter().position(|tier| *tier == tile.tier).unwrap();
+        outcome.tiers[tier] += 1;
+    }
+    outcome.device = model.processor().to_string();
+    for time in 0..job.times.max(1) {
+        let watch = job.stop_at.filter(|_| time == 0).map(|bytes| watch(&model, bytes));
+        let result = once(&mut model, job);
+        if let Some(watch) = watch {
+            watch.join().unwrap();
+            model.stop_flag().clear();
+        }
+        match result {
+            Ok((logits, tokens)) => (outcome.logits, outcome.tokens) = (logits, tokens),
+            Err(error) => outcome.errors.push(error.to_string()),
+        }
+    }
+    Ok(())
+}
+
+/// A context of at least the job's, and the smallest budget for it, which leave about so many bytes for weights.
+fn tight(outline: &Outline, job: &Job, bytes: u64) -> (usize, u64) {
+    let context = outline.plan().gpu.as_ref().expect("a GPU computes").context;
+    // Two layers' keys and values are on the GPU at any time; those of one more shall take a page.
+    let layer = |shape: &layerstream::program::KvShape| job.sequences * shape.token_bytes() / 2;
+    let layer = outline.program().kv.iter().map(layer).max().unwrap();
+    let least = if job.stream_kv { (3 << 20) / layer } else { job.context };
+    let mut best: Option<(u64, usize, u64)> = None;
+    for tokens in least..least + 8_000 {
+        let request = |vram| Request {
+            ram: PLENTY,
+            context: tokens,
+            sequences: job.sequences,
+            all_logits: job.new_tokens == 0,
+            align: 4096,
+            scratch: 0,
+            gpu: Some(GpuRequest { vram, context }),
+        };
+        let roomy = Plan::new(outline.program(), &request(PLENTY)).unwrap();
+        let floor = roomy.gpu.unwrap().floor;
+        let plan = Plan::new(outline.program(), &request(floor)).unwrap();
+        let gpu = plan.gpu.unwrap();
+        let left = (gpu.allocation() - gpu.layout.len()) as u64;
+        if left >= bytes && job.stream_kv != gpu.layout.kv_resident && best.is_none_or(|(least, ..)| left < least) {
+            best = Some((left, tokens, floor));
+            if left < bytes + 16_000 {
+                break;
+            }
+        }
+    }
+    let (left, tokens, floor) = best.expect("a context that leaves something");
+    assert!(left < bytes + 100_000, "no context leaves {bytes} bytes; the nearest is {left}");
+    (tokens, floor)
+}
+
+/// Sets the stop flag once a pass has used so many bytes of weights, or gives up.
+fn watch(model: &Model, bytes: u64) -> std::thread::JoinHandle<()> {
+    let (stop, progress) = (model.stop_flag(), model.progress());
+    if bytes == 0 {
+        stop.stop();
+    }
+    std::thread::spawn(move || {
+        for _ in 0..20_000 {
+            if progress.bytes() >= bytes {
+                break;
+            }
+            std::thread::sleep(Duration::from_micros(50));
+        }
+        stop.stop();
+    })
+}
+
+type Rows = Vec<Vec<u32>>;
+
+fn once(model: &mut Model, job: &Job) -> layerstream::Result<(Rows, Rows)> {
+    if job.new_tokens > 0 {
+        let options = GenerateOptions { max_new_tokens: job.new_tokens, ..GenerateOptions::default() };
+        let outputs = model.generate(job.prompts.clone(), &options)?.outputs()?;
+        return Ok((Vec::new(), outputs.into_iter().map(|output| output.ids).collect()));
+    }
+    let mut logits = Vec::new();
+    for ids in &job.prompts {
+        let mut bits = Vec::new();
+        model.logits(ids, |rows| {
+            bits.extend(rows.iter().map(|x| x.to_bits()));
+            Ok(())
+        })?;
+        logits.push(bits);
+    }
+    Ok((logits, Vec::new()))
+}

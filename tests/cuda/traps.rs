@@ -1,0 +1,60 @@
+//! The tests can fail: each fault that can be planted in the backend (src/backend/cuda/traps.rs) is noticed, by the simulated
+//! driver or in the bits.
+
+use crate::child::Job;
+use crate::parent::{End, model, run};
+
+const TRAPS: [&str; 8] = [
+    "UseBeforeCopy",
+    "OverwriteBeforeUse",
+    "HostFreedEarly",
+    "DropWithoutWaiting",
+    "LogitsNotWaited",
+    "KvUseBeforeCopy",
+    "KvOverwriteBeforeUse",
+    "AbandonWithoutWaiting",
+];
+
+/// Seeds that a fault may need to show.
+const PATIENCE: u64 = 12;
+
+#[test]
+fn every_planted_fault_is_noticed() {
+    if !cfg!(debug_assertions) {
+        println!("SKIPPED: faults cannot be planted in a build without debug assertions");
+        return;
+    }
+    let base = Job {
+        model: model("llama31_gqa"),
+        prompts: vec![(1..10).collect(), vec![7, 8]],
+        context: 24,
+        sequences: 2,
+        new_tokens: 3,
+        vram: Some(50_000),
+        ..Job::default()
+    };
+    let jobs = [
+        base.clone(),
+        Job { stop_at: Some(100_000), times: 2, ..base.clone() },
+        // Nothing else is copied, so nothing else orders the copies of keys and values.
+        Job { stream_kv: true, vram: Some(1_000_000), ..base.clone() },
+        // Through the ring in host memory.
+        Job { model: concat!(env!("CARGO_MANIFEST_DIR"), "/demo").into(), ram: Some(0), vram: Some(500_000), ..base },
+    ];
+    let right = run(&jobs, &[("SEED", "1")]).done().0;
+    let noticed = |name: &str, seed: u64| {
+        let seed = seed.to_string();
+        // The driver sees most of them whatever is computed, but not what the host reads too early.
+        let arithmetic = if matches!(name, "LogitsNotWaited" | "None") { "1" } else { "0" };
+        match run(&jobs, &[("SEED", &seed), ("LAYERSTREAM_TRAP", name), ("ARITHMETIC", arithmetic)]) {
+            End::Misuse(_) => true,
+            End::Done(outcomes, _) => {
+                arithmetic == "1" && outcomes.iter().zip(&right).any(|(found, right)| found.tokens != right.tokens)
+            }
+            End::Failed(what) => panic!("{name}: {what}"),
+        }
+    };
+    assert!(!(0..2).any(|seed| noticed("None", seed)), "a fault is noticed where there is none");
+    let survivors: Vec<_> = TRAPS.into_iter().filter(|name| !(0..PATIENCE).any(|seed| noticed(name, seed))).collect();
+    assert!(survivors.is_empty(), "not noticed: {survivors:?}");
+}
