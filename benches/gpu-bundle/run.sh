@@ -1,0 +1,216 @@
+#!/usr/bin/env bash
+# Checks and measures layerstream on this machine's NVIDIA GPU. Needs the files beside it, a driver, bash, and what every
+# Linux has beside it (coreutils, sed, grep). Nothing is installed, and nothing is written outside of OUT. A part that fails
+# does not keep the others from running.
+#
+#   ./run.sh OUT [--short]      writes OUT/report.md and OUT/report.json, within 8 minutes; --short: less of everything
+#
+# Exit status: 0 if all parts that ran succeeded, 1 if one did not, 2 for wrong arguments.
+set -uo pipefail
+export LC_ALL=C
+
+if [[ $# -lt 1 || $# -gt 2 || ( $# -eq 2 && $2 != --short ) || $1 == -* ]]; then
+    echo "usage: $0 OUT [--short]   (OUT: a directory for the report, which is made)" >&2
+    exit 2
+fi
+short=${2:+1}
+short_json=false
+[[ $short ]] && short_json=true
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+mkdir -p "$1" || exit 2
+out=$(cd "$1" && pwd)
+for file in report.md report.json; do
+    if [[ -e $out/$file ]]; then
+        echo "$0: $out/$file is there already; give another directory" >&2
+        exit 2
+    fi
+done
+scratch=$(mktemp -d "$out/scratch.XXXXXX") || exit 2
+trap 'rm -rf "$scratch"' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+# All of it must be over by then; what is left to a part is less near the end.
+readonly TOTAL=470
+started=$SECONDS
+
+# --- what is known of the machine ------------------------------------------------------------------------------------
+
+# Text as a JSON string. What is no printable character, tab or line break is dropped.
+json_string() {
+    local s
+    s=$(tr -cd '\11\12\40-\176\200-\377')
+    s=${s//\\/\\\\}
+    s=${s//\"/\\\"}
+    s=${s//$'\t'/\\t}
+    s=${s//$'\n'/\\n}
+    printf '"%s"' "$s"
+}
+
+facts=()
+# A fact: its name, then the command that prints it. One that cannot be found out is `unknown`.
+fact() {
+    local name=$1 value
+    shift
+    value=$(timeout 10 "$@" 2>/dev/null | head -c 2000)
+    facts+=("$name" "${value:-unknown}")
+}
+query() { nvidia-smi --query-gpu="$1" --format=csv,noheader; }
+export -f query
+fact date date -u +%Y-%m-%dT%H:%M:%SZ
+fact layerstream cat "$here/VERSION"
+fact gpu bash -c 'query name'
+fact driver bash -c 'query driver_version'
+fact gpu_memory bash -c 'query memory.total,memory.used'
+fact compute_capability bash -c 'query compute_cap'
+fact pcie_now bash -c 'query pcie.link.gen.current,pcie.link.width.current'
+fact pcie_most bash -c 'query pcie.link.gen.max,pcie.link.width.max'
+fact power_limit bash -c 'query power.limit'
+fact nvidia_smi nvidia-smi
+fact kernel uname -srm
+fact cpu sh -c "sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1"
+fact cores nproc
+fact memory sh -c "sed -n 's/^MemTotal: *//p' /proc/meminfo"
+fact huge_pages cat /sys/kernel/mm/transparent_hugepage/enabled
+fact locked_memory_limit bash -c 'ulimit -l'
+fact file_system df -PT "$out"
+
+# --- parts -----------------------------------------------------------------------------------------------------------
+
+names=() commands=() codes=() times=() verdicts=()
+
+# Runs a part: its name, the most seconds it may take, then the command. What it prints on standard output goes to
+# OUT/NAME.out, the rest to OUT/NAME.err.
+part() {
+    local name=$1 limit=$2 left code begin verdict milliseconds
+    shift 2
+    left=$((TOTAL - (SECONDS - started)))
+    ((limit < left)) || limit=$left
+    begin=$EPOCHREALTIME
+    if ((limit < 5)); then
+        code=null verdict='not run: no time was left'
+        : > "$out/$name.out"
+        echo "$verdict" > "$out/$name.err"
+    else
+        echo "== $name (at most $limit s): $*" >&2
+        timeout --kill-after=5 "$limit" "$@" > "$out/$name.out" 2> "$out/$name.err" < /dev/null
+        code=$?
+        case $code in
+        0) verdict=passed ;;
+        124 | 137) verdict="not over within $limit s" ;;
+        *) verdict=failed ;;
+        esac
+    fi
+    names+=("$name") commands+=("$*") codes+=("$code") verdicts+=("$verdict")
+    milliseconds=$(((${EPOCHREALTIME/./} - ${begin/./}) / 1000))
+    times+=("$(printf '%d.%03d' $((milliseconds / 1000)) $((milliseconds % 1000)))")
+    echo "   $verdict, $(tail -n 1 "$out/$name.err" "$out/$name.out" 2>/dev/null | grep -v '^==>' | grep . | tail -n 1)" >&2
+}
+
+skip() {
+    echo "$2" > "$out/$1.err"
+    : > "$out/$1.out"
+    names+=("$1") commands+=("") codes+=(null) verdicts+=("skipped: $2") times+=(0)
+    echo "== $1: skipped: $2" >&2
+}
+
+gpu=(--device cuda:0)
+model=$scratch/model
+if [[ $short ]]; then
+    check=(norm --seeds 1) sweep=(--repeat 1) most=(--most 1)
+    disk=(--scratch 16MiB --repetitions 1 --warmup 0 --chunk 1MiB --depth 4) disk_dir=$scratch
+    configs=("$here"/golden/*/config.json)
+    synth=(--config "${configs[0]}")
+    tight=() ample=() tokens=2
+else
+    check=() sweep=(--repeat 10) most=()
+    disk=(--scratch 2GiB --repetitions 3) disk_dir=$scratch
+    synth=(--like llama-3.2-1b)
+    # The weights are 2.5 GB: nearly all of them come through both rings; then as much as is there stays in memory.
+    tight=(--vram 1500MiB --ram 512MiB) ample=(--vram 1500MiB --ram 6GiB) tokens=8
+fi
+generate=(generate "$model" --ids 1,2,3 --max-new-tokens "$tokens" --temperature 0 --ignore-eos --json --profile "${gpu[@]}")
+
+part kernels-check 110 "$here/kernels" check --device gpu "${check[@]}"
+part golden 80 "$here/golden-check" "$here/golden" "${gpu[@]}" "${most[@]}" --json
+part disk2gpu 60 "$here/disk2gpu" "${disk[@]}" --dir "$disk_dir" "${gpu[@]}" --json
+part synth 45 "$here/layerstream" synth "${synth[@]}" --out "$model"
+part stream-from-disk 60 "$here/layerstream" "${generate[@]}" "${tight[@]}" --trace "$out/trace-disk.json"
+part stream-from-memory 60 "$here/layerstream" "${generate[@]}" "${ample[@]}" --trace "$out/trace-memory.json"
+part kernels-sweep 90 "$here/kernels" sweep "${sweep[@]}" --json
+sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | head -n 1)
+for tool in memcheck racecheck; do
+    if [[ $sanitizer ]]; then
+        part "$tool" 60 "$sanitizer" --tool "$tool" --error-exitcode 9 "$here/kernels" check --device gpu --seeds 1 "${check[@]:0:1}"
+    else
+        skip "$tool" 'compute-sanitizer is not installed'
+    fi
+done
+
+# --- the report ------------------------------------------------------------------------------------------------------
+
+# The last lines of what a part printed, errors first.
+output_tail() {
+    { tail -n 40 "$out/$1.err"; tail -n 20 "$out/$1.out"; } | cut -c 1-1000
+}
+
+# What a part printed, if that is JSON by its looks.
+figures() {
+    local text
+    text=$(head -c 2000000 "$out/$1.out" | tr -d '\0')
+    if [[ $text == '{'*'}' || $text == '['*']' ]]; then printf '%s' "$text"; else printf null; fi
+}
+
+failed=0
+for i in "${!names[@]}"; do
+    [[ ${verdicts[i]} == passed || ${verdicts[i]} == skipped:* ]] || failed=$((failed + 1))
+done
+
+{
+    printf '{\n  "format": 1,\n  "short": %s,\n  "seconds": %s,\n  "failed": %s,\n  "machine": {' \
+        "$short_json" "$((SECONDS - started))" "$failed"
+    for ((i = 0; i < ${#facts[@]}; i += 2)); do
+        ((i == 0)) || printf ','
+        printf '\n    "%s": ' "${facts[i]}"
+        printf '%s' "${facts[i + 1]}" | json_string
+    done
+    printf '\n  },\n  "parts": ['
+    for i in "${!names[@]}"; do
+        ((i == 0)) || printf ','
+        printf '\n    {"name": "%s", "verdict": ' "${names[i]}"
+        printf '%s' "${verdicts[i]}" | json_string
+        printf ', "rc": %s, "seconds": %s, "command": ' "${codes[i]}" "${times[i]}"
+        printf '%s' "${commands[i]}" | json_string
+        printf ', "output_tail": '
+        output_tail "${names[i]}" | json_string
+        printf ', "figures": %s}' "$(figures "${names[i]}")"
+    done
+    printf '\n  ]\n}\n'
+} > "$scratch/report.json"
+
+{
+    echo "# layerstream on ${facts[5]%%$'\n'*}"
+    echo
+    echo "\`run.sh OUT${short:+ --short}\`, $((SECONDS - started)) s; $failed of ${#names[@]} parts failed."
+    echo
+    echo '| part | verdict | rc | seconds |'
+    echo '| --- | --- | --- | --- |'
+    for i in "${!names[@]}"; do
+        echo "| ${names[i]} | ${verdicts[i]} | ${codes[i]} | ${times[i]} |"
+    done
+    echo
+    echo '## Machine'
+    for ((i = 0; i < ${#facts[@]}; i += 2)); do
+        printf '\n%s:\n\n' "${facts[i]}"
+        sed 's/^/    /' <<< "${facts[i + 1]}"
+    done
+    for i in "${!names[@]}"; do
+        printf '\n## %s: %s\n\n' "${names[i]}" "${verdicts[i]}"
+        [[ ${commands[i]} ]] && printf '    $ %s\n\n' "${commands[i]}"
+        output_tail "${names[i]}" | sed 's/^/    /'
+    done
+} > "$scratch/report.md"
+
+mv "$scratch/report.json" "$scratch/report.md" "$out/" || exit 1
+echo "$out/report.md: $failed of ${#names[@]} parts failed" >&2
+((failed == 0))
