@@ -134,8 +134,8 @@ fn check(case: &Path, device: Device) -> Result<Verdict> {
         let logits: Vec<Vec<f32>> = prompts.iter().map(|prompt| all(&mut model, &prompt.ids)).collect::<Result<_>>()?;
         for (i, (found, prompt)) in logits.iter().zip(&prompts).enumerate() {
             let error = nmse(found, &prompt.logits);
-            // So that NaN is wrong, too.
-            if !(error <= prompt.gate) {
+            // NaN is no pass either.
+            if error.is_nan() || error > prompt.gate {
                 return Ok(Verdict::Wrong(format!("prompt {i}: NMSE {error:e}, the gate is {:e}", prompt.gate)));
             }
             worst = worst.max(error / prompt.gate);
