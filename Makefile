@@ -81,8 +81,7 @@ BUNDLE_ARCHS ?= 80,90
 .PHONY: gpu-bundle
 gpu-bundle: toolchain cuda-toolchain ## Build target/gpu-bundle: checks and benchmarks for a machine with an NVIDIA driver and nothing else.
 	@export LAYERSTREAM_CUDA_ARCHS=$(BUNDLE_ARCHS)
-	$(CARGO) build $(CARGO_FLAGS) --release --bin layerstream --bin disk2gpu --bin golden-check
-	$(CARGO) build $(CARGO_FLAGS) --release -p layerstream-kernels --features workbench,device --bin kernels
+	$(CARGO) build $(CARGO_FLAGS) --release -p layerstream-gpu-bundle
 	benches/gpu-bundle/build.sh
 
 .PHONY: fmt

@@ -8,25 +8,29 @@ bundle=$target/gpu-bundle
 readonly MOST_KIB=$((30 * 1024))
 
 rm -rf "$bundle"
-mkdir -p "$bundle/golden"
-for program in layerstream disk2gpu golden-check kernels; do
-    strip -o "$bundle/$program" "$target/release/$program"
-    needed=$(ldd "$bundle/$program" | awk '{ print $1 }' |
-        grep -vE '^(linux-vdso|libc|libm|libdl|librt|libpthread|libgcc_s|libstdc\+\+)\.so|ld-linux' || true)
-    if [[ $needed ]]; then
-        echo "make gpu-bundle: $program needs $needed, which other machines may lack" >&2
-        exit 1
-    fi
+mkdir -p "$bundle/programs"
+strip -o "$bundle/programs/gpu-bundle" "$target/release/gpu-bundle"
+needed=$(ldd "$bundle/programs/gpu-bundle" | awk '{ print $1 }' |
+    grep -vE '^(linux-vdso|libc|libm|libdl|librt|libpthread|libgcc_s|libstdc\+\+)\.so|ld-linux' || true)
+if [[ $needed ]]; then
+    echo "make gpu-bundle: its program needs $needed, which other machines may lack" >&2
+    exit 1
+fi
+for name in layerstream disk2gpu golden-check kernels; do
+    ln -s gpu-bundle "$bundle/programs/$name"
 done
-cp benches/gpu-bundle/run.sh "$bundle/"
-cp docs/gpu-bundle.md "$bundle/README.md"
-cp -r tests/golden/models/*/ "$bundle/golden/"
 {
-    printf '%s, ' "$("$bundle/layerstream" --version)"
+    printf '%s, ' "$("$bundle/programs/layerstream" --version)"
     git rev-parse --short HEAD 2>/dev/null || echo 'no commit'
     echo "kernels for sm_${LAYERSTREAM_CUDA_ARCHS//,/, sm_}, and PTX of the oldest"
 } > "$bundle/VERSION"
-
+# What is in a directory, as an archive whose bytes depend on nothing else.
+archive() { tar --directory "$@" --sort=name --owner=0 --group=0 --mtime=@0 --create . | gzip -9n; }
+archive "$bundle/programs" > "$bundle/programs.tar.gz"
+rm -r "$bundle/programs"
+archive tests/golden/models --exclude=README.md > "$bundle/golden.tar.gz"
+cp benches/gpu-bundle/run.sh "$bundle/"
+cp docs/gpu-bundle.md "$bundle/README.md"
 size=$(du -sk --apparent-size "$bundle" | cut -f 1)
 if ((size > MOST_KIB)); then
     echo "make gpu-bundle: $bundle has $size KiB, at most $MOST_KIB are wanted" >&2

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Checks and measures layerstream on this machine's NVIDIA GPU. Needs the files beside it, a driver, bash, and what every
-# Linux has beside it (coreutils, sed, grep). Nothing is installed, and nothing is written outside of OUT. A part that fails
+# Linux has beside it (coreutils, sed, grep, tar, gzip). Nothing is installed, and nothing is written outside of OUT. A part that fails
 # does not keep the others from running.
 #
 #   ./run.sh OUT [--short]      writes OUT/report.md and OUT/report.json, within 8 minutes; --short: less of everything
@@ -26,7 +26,8 @@ for file in report.md report.json; do
     fi
 done
 scratch=$(mktemp -d "$out/scratch.XXXXXX") || exit 2
-trap 'rm -rf "$scratch"' EXIT
+watch=
+trap '[[ $watch ]] && kill "$watch"; rm -rf "$scratch"' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
@@ -77,7 +78,10 @@ fact file_system df -PT "$out"
 
 # --- parts -----------------------------------------------------------------------------------------------------------
 
-names=() commands=() codes=() times=() verdicts=()
+names=() commands=() codes=() times=() verdicts=() peaks=()
+
+# The most memory of the GPU that was in use, by whomever, while a part ran: what the driver says four times a second.
+peak() { sort -n "$scratch/memory" 2>/dev/null | grep -x '[0-9]*' | tail -n 1 | grep . || echo null; }
 
 # Runs a part: its name, the most seconds it may take, then the command. What it prints on standard output goes to
 # OUT/NAME.out, the rest to OUT/NAME.err.
@@ -93,8 +97,14 @@ part() {
         echo "$verdict" > "$out/$name.err"
     else
         echo "== $name (at most $limit s): $*" >&2
+        if [[ $name == stream-* ]]; then
+            nvidia-smi --id=0 --query-gpu=memory.used --format=csv,noheader,nounits --loop-ms=250 \
+                > "$scratch/memory" 2>/dev/null &
+            watch=$!
+        fi
         timeout --kill-after=5 "$limit" "$@" > "$out/$name.out" 2> "$out/$name.err" < /dev/null
         code=$?
+        [[ $watch ]] && kill "$watch" 2>/dev/null && wait "$watch" 2>/dev/null
         case $code in
         0) verdict=passed ;;
         124 | 137) verdict="not over within $limit s" ;;
@@ -102,6 +112,8 @@ part() {
         esac
     fi
     names+=("$name") commands+=("$*") codes+=("$code") verdicts+=("$verdict")
+    if [[ $watch ]]; then peaks+=("$(peak)"); else peaks+=(null); fi
+    watch=
     milliseconds=$(((${EPOCHREALTIME/./} - ${begin/./}) / 1000))
     times+=("$(printf '%d.%03d' $((milliseconds / 1000)) $((milliseconds % 1000)))")
     echo "   $verdict, $(tail -n 1 "$out/$name.err" "$out/$name.out" 2>/dev/null | grep -v '^==>' | grep . | tail -n 1)" >&2
@@ -110,38 +122,52 @@ part() {
 skip() {
     echo "$2" > "$out/$1.err"
     : > "$out/$1.out"
-    names+=("$1") commands+=("") codes+=(null) verdicts+=("skipped: $2") times+=(0)
+    names+=("$1") commands+=("") codes+=(null) verdicts+=("skipped: $2") times+=(0) peaks+=(null)
     echo "== $1: skipped: $2" >&2
 }
 
 gpu=(--device cuda:0)
+place=("${gpu[@]}" --context 64)
 model=$scratch/model
+programs=$scratch/programs
+golden=$scratch/golden
+# Where one of them cannot be unpacked, the parts that need it fail.
+for archive in programs golden; do
+    mkdir "$scratch/$archive" && tar --directory "$scratch/$archive" -xzf "$here/$archive.tar.gz"
+done
 if [[ $short ]]; then
-    check=(norm --seeds 1) sweep=(--repeat 1) most=(--most 1)
-    disk=(--scratch 16MiB --repetitions 1 --warmup 0 --chunk 1MiB --depth 4) disk_dir=$scratch
-    configs=("$here"/golden/*/config.json)
-    synth=(--config "${configs[0]}")
+    mkdir "$scratch/one" && mv "$golden/llama31_gqa" "$scratch/one/"
+    golden=$scratch/one
+    check=(norm --seeds 1)
+    disk=(--scratch 16MiB --repetitions 1 --warmup 0 --chunk 1MiB --depth 4)
+    synth=(--config "$golden/llama31_gqa/config.json")
     tight=() ample=() tokens=2
 else
-    check=() sweep=(--repeat 10) most=()
-    disk=(--scratch 2GiB --repetitions 3) disk_dir=$scratch
+    check=()
+    disk=(--scratch 2GiB --repetitions 3)
     synth=(--like llama-3.2-1b)
     # The weights are 2.5 GB: nearly all of them come through both rings; then as much as is there stays in memory.
     tight=(--vram 1500MiB --ram 512MiB) ample=(--vram 1500MiB --ram 6GiB) tokens=8
 fi
-generate=(generate "$model" --ids 1,2,3 --max-new-tokens "$tokens" --temperature 0 --ignore-eos --json --profile "${gpu[@]}")
+generate=(generate "$model" --ids 1,2,3 --max-new-tokens "$tokens" --temperature 0 --ignore-eos --json --profile "${place[@]}")
 
-part kernels-check 110 "$here/kernels" check --device gpu "${check[@]}"
-part golden 80 "$here/golden-check" "$here/golden" "${gpu[@]}" "${most[@]}" --json
-part disk2gpu 60 "$here/disk2gpu" "${disk[@]}" --dir "$disk_dir" "${gpu[@]}" --json
-part synth 45 "$here/layerstream" synth "${synth[@]}" --out "$model"
-part stream-from-disk 60 "$here/layerstream" "${generate[@]}" "${tight[@]}" --trace "$out/trace-disk.json"
-part stream-from-memory 60 "$here/layerstream" "${generate[@]}" "${ample[@]}" --trace "$out/trace-memory.json"
-part kernels-sweep 90 "$here/kernels" sweep "${sweep[@]}" --json
+part kernels-check 110 "$programs/kernels" check --device gpu "${check[@]}"
+part golden 80 "$programs/golden-check" "$golden" "${gpu[@]}" --json
+part disk2gpu 60 "$programs/disk2gpu" "${disk[@]}" --dir "$scratch" "${gpu[@]}" --json
+part synth 45 "$programs/layerstream" synth "${synth[@]}" --out "$model"
+part plan-disk 20 "$programs/layerstream" plan "$model" "${place[@]}" "${tight[@]}" --json
+part stream-from-disk 60 "$programs/layerstream" "${generate[@]}" "${tight[@]}" --trace "$out/trace-disk.json"
+part plan-memory 20 "$programs/layerstream" plan "$model" "${place[@]}" "${ample[@]}" --json
+part stream-from-memory 60 "$programs/layerstream" "${generate[@]}" "${ample[@]}" --trace "$out/trace-memory.json"
+if [[ $short ]]; then
+    skip kernels-sweep 'the short form leaves it out'
+else
+    part kernels-sweep 90 "$programs/kernels" sweep --repeat 10 --json
+fi
 sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | head -n 1)
 for tool in memcheck racecheck; do
     if [[ $sanitizer ]]; then
-        part "$tool" 60 "$sanitizer" --tool "$tool" --error-exitcode 9 "$here/kernels" check --device gpu --seeds 1 "${check[@]:0:1}"
+        part "$tool" 60 "$sanitizer" --tool "$tool" --error-exitcode 9 "$programs/kernels" check --device gpu --seeds 1 "${check[@]:0:1}"
     else
         skip "$tool" 'compute-sanitizer is not installed'
     fi
@@ -179,7 +205,7 @@ done
         ((i == 0)) || printf ','
         printf '\n    {"name": "%s", "verdict": ' "${names[i]}"
         printf '%s' "${verdicts[i]}" | json_string
-        printf ', "rc": %s, "seconds": %s, "command": ' "${codes[i]}" "${times[i]}"
+        printf ', "rc": %s, "seconds": %s, "gpu_memory_mib": %s, "command": ' "${codes[i]}" "${times[i]}" "${peaks[i]}"
         printf '%s' "${commands[i]}" | json_string
         printf ', "output_tail": '
         output_tail "${names[i]}" | json_string
@@ -193,10 +219,10 @@ done
     echo
     echo "\`run.sh OUT${short:+ --short}\`, $((SECONDS - started)) s; $failed of ${#names[@]} parts failed."
     echo
-    echo '| part | verdict | rc | seconds |'
-    echo '| --- | --- | --- | --- |'
+    echo '| part | verdict | rc | seconds | GPU memory in use (MiB) |'
+    echo '| --- | --- | --- | --- | --- |'
     for i in "${!names[@]}"; do
-        echo "| ${names[i]} | ${verdicts[i]} | ${codes[i]} | ${times[i]} |"
+        echo "| ${names[i]} | ${verdicts[i]} | ${codes[i]} | ${times[i]} | ${peaks[i]} |"
     done
     echo
     echo '## Machine'

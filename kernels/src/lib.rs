@@ -8,7 +8,8 @@
 //! * `check` (feature `host`): every kernel against float64, on anything that can launch kernels;
 //! * `bench` (feature `host`): what there is to measure of each kernel, for the same devices;
 //! * `driver` (feature `driver`): the part of the CUDA driver API that launching them takes;
-//! * [`nvcc`]: how they are compiled.
+//! * [`nvcc`]: how they are compiled;
+//! * `workbench` (feature `workbench`): the command `kernels`, which lists, checks and measures them.
 
 #[cfg(feature = "host")]
 pub mod bench;
@@ -20,6 +21,8 @@ pub mod driver;
 pub mod host;
 pub mod launch;
 pub mod nvcc;
+#[cfg(feature = "workbench")]
+pub mod workbench;
 
 /// The arguments of every kernel, as `kernels/params.h` defines them.
 #[allow(non_camel_case_types, non_snake_case, non_upper_case_globals, clippy::all, missing_docs)]

@@ -88,7 +88,8 @@ fn case(check: &mut Check, kind: Gate, halves: Halves, rows: usize, dim: usize, 
         for i in 0..out_stride {
             let at = r * out_stride + i;
             if i >= dim {
-                let untouched = if halves == Halves::InPlace { got[at] == first[at].into() } else { got[at].is_nan() };
+                let untouched =
+                    if halves == Halves::InPlace { got[at] == f64::from(first[at]) } else { got[at].is_nan() };
                 if !untouched {
                     return Err(check.failure(&format!("wrote {} between the rows of its output", got[at])));
                 }

@@ -52,7 +52,7 @@ fn soft_cap_case(check: &mut Check, rows: usize, n: usize, in_place: bool) -> Ou
                 truth.push(cap * (f64::from(x[r * stride + i]) / cap).tanh());
                 picked[0].push(got[at]);
                 picked[1].push(naive[at]);
-            } else if !(got[at].is_nan() || in_place && got[at] == x[at].into()) {
+            } else if !(got[at].is_nan() || in_place && got[at] == f64::from(x[at])) {
                 return Err(check.failure(&format!("wrote {} between the rows of its output", got[at])));
             }
         }

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use layerstream_kernels::bench::Peer;
+use crate::bench::Peer;
 use serde_json::{Value, json};
 
 const SCRIPT: &str = include_str!("peers.py");

@@ -1,7 +1,7 @@
 //! The shapes of real models.
 
-use layerstream_kernels::bench::Shape;
-use layerstream_kernels::launch::gemm::Encoding;
+use crate::bench::Shape;
+use crate::launch::gemm::Encoding;
 
 /// A model's attention, and its weight matrices as (what, n, k); what an earlier model has is not repeated.
 pub struct Model {
@@ -119,7 +119,7 @@ pub fn all() -> impl Iterator<Item = (&'static str, String, Shape)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use layerstream_kernels::bench;
+    use crate::bench;
 
     #[test]
     fn every_shape_has_its_bench_and_is_there_once() {

@@ -11,12 +11,12 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
+use crate::bench::{self, Bench, Goal, Peer, Shape};
+use crate::check::{self, Check, Checker, Device};
+use crate::host::{Dialect, HostDevice, Kernel, Schedule};
+use crate::launch::gemm::Encoding;
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use layerstream_kernels::bench::{self, Bench, Goal, Peer, Shape};
-use layerstream_kernels::check::{self, Check, Checker, Device};
-use layerstream_kernels::host::{Dialect, HostDevice, Kernel, Schedule};
-use layerstream_kernels::launch::gemm::Encoding;
 use serde_json::{Value, json};
 
 use gpu::GpuDevice;
@@ -147,7 +147,8 @@ fn encoding(text: &str) -> Result<Encoding, String> {
     found.ok_or_else(|| format!("there are {}", all.map(|(name, _)| name).join(", ")))
 }
 
-fn main() -> ExitCode {
+/// Runs the command that the arguments of this process ask for.
+pub fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Subcommands::List => list(),
         Subcommands::Check(arguments) => check(&arguments),
@@ -184,7 +185,7 @@ fn list() -> Result<(), String> {
 /// What ptxas said of each file of kernels when this program was built.
 #[cfg(feature = "device")]
 fn ptxas() -> Result<Vec<(&'static str, &'static str)>, String> {
-    Ok(layerstream_kernels::ptxas().collect())
+    Ok(crate::ptxas().collect())
 }
 
 #[cfg(not(feature = "device"))]

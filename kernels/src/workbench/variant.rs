@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use layerstream_kernels::nvcc;
+use crate::nvcc;
 
-use crate::report::{self, Usages};
+use super::report::{self, Usages};
 
 /// A compiled file of kernels.
 pub struct Variant {

@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::fmt;
 
-use layerstream_kernels::check::{Device, Output};
-use layerstream_kernels::driver::{Function, Gpu, Memory, Module, Stream};
-use layerstream_kernels::launch::Launch;
+use crate::check::{Device, Output};
+use crate::driver::{Function, Gpu, Memory, Module, Stream};
+use crate::launch::Launch;
 
 /// Bytes before and after each allocation, checked after each launch.
 const GUARD: usize = 256;
@@ -39,7 +39,7 @@ pub struct GpuDevice {
 fn load_all(gpu: &Gpu) -> Result<Vec<Module>, String> {
     // SAFETY: what nvcc made.
     let load = |(name, image)| unsafe { Module::load(gpu, &format!("{name}.cu"), image) };
-    Ok(layerstream_kernels::fatbins().map(load).collect::<Result<_, _>>()?)
+    Ok(crate::fatbins().map(load).collect::<Result<_, _>>()?)
 }
 
 #[cfg(not(feature = "device"))]

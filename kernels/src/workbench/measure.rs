@@ -1,14 +1,14 @@
 //! Time on a GPU: CUDA events around each repetition, the L2 cache filled with something else before it, and what the card
 //! itself can do at best as the yardstick.
 
-use layerstream_kernels::bench::{Goal, bytes_of};
-use layerstream_kernels::check::Device;
-use layerstream_kernels::driver::{Event, Gpu};
-use layerstream_kernels::launch::peak::{FLOPS_PER_ROUND, THREADS, peak};
-use layerstream_kernels::params::PeakParams;
+use crate::bench::{Goal, bytes_of};
+use crate::check::Device;
+use crate::driver::{Event, Gpu};
+use crate::launch::peak::{FLOPS_PER_ROUND, THREADS, peak};
+use crate::params::PeakParams;
 use serde_json::{Value, json};
 
-use crate::gpu::{GpuDevice, Step};
+use super::gpu::{GpuDevice, Step};
 
 /// Repetitions that are not counted.
 const WARM_UP: usize = 3;
@@ -232,7 +232,7 @@ impl Meter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use layerstream_kernels::bench::Peer;
+    use crate::bench::Peer;
 
     #[test]
     fn median_and_spread() {
