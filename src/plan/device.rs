@@ -71,6 +71,17 @@ pub struct Notes {
     pub len: usize,
 }
 
+/// What the latest router chose, as offsets: for each row its experts and what they count, `[rows, top_k]`; and the rows of each
+/// expert (`struct ExpertListsParams` of kernels/params.h).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Chosen {
+    pub ids: usize,
+    pub weights: usize,
+    pub row_ids: usize,
+    pub places: usize,
+    pub bounds: usize,
+}
+
 /// Offsets in the memory of a GPU.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Layout {
@@ -82,6 +93,8 @@ pub struct Layout {
     pub buffers: Vec<Room>,
     pub notes_at: usize,
     pub notes: Notes,
+    /// All that a program without experts takes of it is nothing.
+    pub chosen: Chosen,
     /// Embedding rows as they are on disk.
     pub embedding: usize,
     /// Float32 sums of attention over few queries.
@@ -118,12 +131,29 @@ impl Layout {
         let buffers = rooms(program).into_iter().enumerate().map(buffer).collect();
         let notes = Notes::new(program, size);
         let notes_at = take(notes.len);
+        let pairs = chosen_bytes(program, size.rows);
+        let [ids, weights, row_ids, places] = [(); 4].map(|()| take(pairs));
+        let bounds = program.experts.iter().map(|layer| (layer.experts.len() + 1) * 4).max();
+        let chosen = Chosen { ids, weights, row_ids, places, bounds: take(bounds.unwrap_or(0)) };
         let embedding = take(size.rows * program.embedding.row_bytes());
         let workspace = take(workspace(program, size) * size_of::<f32>());
         let fixed = end;
         let kv = kv(program, size, kv_resident, &mut end);
         let kv_len = end - fixed;
-        Layout { vectors, slopes, buffers, notes_at, notes, embedding, workspace, kv, kv_resident, fixed, kv_len }
+        Layout {
+            vectors,
+            slopes,
+            buffers,
+            notes_at,
+            notes,
+            chosen,
+            embedding,
+            workspace,
+            kv,
+            kv_resident,
+            fixed,
+            kv_len,
+        }
     }
 
     /// Bytes of all of it.
@@ -155,6 +185,11 @@ impl Notes {
         let factors = scaled.map(|_| take(rows * 4)).collect();
         Notes { sequences, row_sequence, selected, angles, factors, len }
     }
+}
+
+/// Bytes of the numbers of the experts that routers choose for so many rows.
+pub fn chosen_bytes(program: &Program, rows: usize) -> usize {
+    rows * program.experts.iter().map(|layer| layer.top_k).max().unwrap_or(0) * size_of::<i32>()
 }
 
 /// A way in which layers see sequences.
@@ -224,12 +259,6 @@ fn workspace(program: &Program, size: Size) -> usize {
 /// The buffers of steps that no kernel is chosen for yet.
 fn without_kernel(step: &Step) -> Vec<Buffer> {
     match step {
-        Step::Route { logits, .. } => vec![*logits],
-        Step::Experts(experts) => {
-            let Experts { input, output, gathered, gate, up, made, .. } = *experts;
-            let packed = experts.packed.map(|(packed, _)| packed);
-            [input, output, gathered, gate, up, made].into_iter().chain(packed).collect()
-        }
         Step::GateRows { gate, buffer } => vec![*gate, *buffer],
         Step::Add { input, output } => vec![*input, *output],
         Step::AppendShared { packed, shared, .. } => vec![*packed, *shared],
@@ -238,6 +267,11 @@ fn without_kernel(step: &Step) -> Vec<Buffer> {
         Step::DeltaRule(rule) => vec![rule.mixed, rule.decay, rule.write, rule.output],
         _ => Vec::new(),
     }
+}
+
+/// Where the first products of an expert go: gate and up, or what has both.
+fn expert_halves(step: &Experts) -> Vec<Buffer> {
+    step.packed.map_or_else(|| vec![step.gate, step.up], |(packed, _)| vec![packed])
 }
 
 /// For each buffer which forms it needs (as places that are not chosen yet).
@@ -270,6 +304,11 @@ fn rooms(program: &Program) -> Vec<Room> {
             Step::Append { keys, values, .. } => wide(&[*keys, *values]),
             Step::Attend { queries, .. } => wide(&[*queries]),
             Step::Glu { gate, up, .. } => wide(&[*gate, *up]),
+            Step::Route { logits, .. } => wide(&[*logits]),
+            Step::Experts(step) => {
+                wide(&[step.input, step.output, step.made]);
+                wide(&expert_halves(step));
+            }
             other => wide(&without_kernel(other)),
         }
         let mut read = |buffers: &[Buffer]| buffers.iter().for_each(|b| uses[b.0].wide_reader = true);
@@ -285,6 +324,11 @@ fn rooms(program: &Program) -> Vec<Room> {
             Step::Attend { queries, .. } => read(&[*queries]),
             // The gate itself is what the step replaces, and may replace by operands.
             Step::Glu { up, .. } => read(&[*up]),
+            Step::Route { logits, .. } => read(&[*logits]),
+            Step::Experts(step) => {
+                read(&[step.input, step.output, step.made]);
+                read(&expert_halves(step).split_off(usize::from(step.packed.is_none())));
+            }
             Step::MatMul(product) if product.add => read(&[product.output]),
             Step::Embed { .. } | Step::MatMul(_) => {}
             other => read(&without_kernel(other)),
@@ -293,6 +337,13 @@ fn rooms(program: &Program) -> Vec<Room> {
             let input = &mut uses[product.input.0];
             input.operands.push(operand(&program.matrices[product.matrix.0]));
             input.scaled |= product.scale != 1.0;
+        }
+        if let Step::Experts(step) = step {
+            let matrices = program.experts[step.layer].experts.iter().map(|expert| expert.matrices.split_last());
+            for (last, others) in matrices.flatten() {
+                uses[step.gate.0].operands.push(operand(last));
+                uses[step.gathered.0].operands.extend(others.iter().map(operand));
+            }
         }
     }
     uses[program.logits.0].wide_reader = true;

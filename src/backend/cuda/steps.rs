@@ -4,6 +4,8 @@
 //! Buffers are float32, and what products read is rounded to the 16 bits that they multiply: by the step that makes it,
 //! where nobody else reads it, else by a conversion before the product.
 
+mod experts;
+
 use layerstream_kernels::driver::Stream;
 use layerstream_kernels::launch::gemm::MAX_DECODE_ROWS;
 use layerstream_kernels::launch::norm::Norm as NormKernel;
@@ -39,7 +41,9 @@ pub fn unsupported(program: &Program) -> Option<String> {
         Step::MatMul(p) => product(p),
         Step::Glu { activation, .. } => gate(*activation).is_none().then(|| format!("the activation {activation:?}")),
         Step::Activate { activation, .. } => Some(format!("the activation {activation:?} of an MLP without gate")),
-        Step::Route { .. } | Step::Experts(_) | Step::GateRows { .. } | Step::Add { .. } => Some("experts".into()),
+        Step::Route { routing, .. } => experts::unsupported_routing(routing),
+        Step::Experts(step) => experts::unsupported_experts(program, step),
+        Step::GateRows { .. } | Step::Add { .. } => Some("experts that share their gate".into()),
         Step::AppendShared { .. } => Some("latent attention".into()),
         Step::Convolve(_) | Step::DeltaRule(_) | Step::Join { .. } => Some("the gated delta rule".into()),
         Step::ScaleQueries { .. } => Some("queries that are scaled by their position".into()),
@@ -121,12 +125,22 @@ pub struct Steps {
     sequences: usize,
     /// Whether rows are those with logits: after [`Step::Select`].
     selected: bool,
+    /// What the latest router chose.
+    chosen: experts::Chosen,
 }
 
 impl Steps {
     pub fn new(program: &Program, layout: &Layout, sequences: usize, base: u64) -> Steps {
         let operands = vec![None; program.buffers.len()];
-        Steps { base, layout: layout.clone(), cuts: cuts(program), operands, sequences, selected: false }
+        Steps {
+            base,
+            layout: layout.clone(),
+            cuts: cuts(program),
+            operands,
+            sequences,
+            selected: false,
+            chosen: experts::Chosen::default(),
+        }
     }
 
     /// Begins a pass.
@@ -228,7 +242,8 @@ impl Steps {
             Step::HeadNorm { norm, buffer, head_dim } => {
                 self.head_norm(&queue, program, norm, *buffer, *head_dim, rows)
             }
-            Step::MatMul(_) => unreachable!("products come tile by tile"),
+            Step::MatMul(_) | Step::Experts(_) => unreachable!("products come tile by tile"),
+            Step::Route { .. } => unreachable!("the engine has to know what was chosen"),
             Step::Rearrange { input, output, first, run, stride } => {
                 let (from, to) = (self.wide(*input), self.changed(*output));
                 (0..program.buffers[output.0] / run).try_for_each(|i| {
@@ -341,8 +356,6 @@ impl Steps {
             }
             Step::ScaleQueries { .. }
             | Step::Activate { .. }
-            | Step::Route { .. }
-            | Step::Experts(_)
             | Step::GateRows { .. }
             | Step::Add { .. }
             | Step::AppendShared { .. }
@@ -370,7 +383,7 @@ impl Steps {
         }
         let queue = Queue { card, stream };
         let matrix = &program.matrices[product.matrix.0];
-        let (x, x_bytes) = self.operand(&queue, program, product, rows)?;
+        let (x, x_bytes) = self.operand(&queue, program, product.input, operand(matrix), product.scale, rows)?;
         let (encoding, blocks) = weights(matrix).expect("programs are checked before they run");
         let scale = matrix.scales.map_or(0, |scales| self.at(self.layout.vectors[scales.vector.0]));
         let (x_stride, out_stride) = (self.stride(product.input), self.stride(product.output));
@@ -395,14 +408,20 @@ impl Steps {
         queue.product(encoding, &gemm, x_bytes, runs)
     }
 
-    /// The input of a product as its operands, made if need be: address, and bytes of an element.
-    fn operand(&mut self, queue: &Queue, program: &Program, product: &Product, rows: usize) -> Result<(u64, u64)> {
-        let dtype = operand(&program.matrices[product.matrix.0]);
-        let buffer = product.input;
-        if dtype == checkpoint::Dtype::F32 && product.scale == 1.0 {
+    /// The input of a product as its operands, multiplied by `scale`, made if need be: address, and bytes of an element.
+    fn operand(
+        &mut self,
+        queue: &Queue,
+        program: &Program,
+        buffer: Buffer,
+        dtype: checkpoint::Dtype,
+        scale: f32,
+        rows: usize,
+    ) -> Result<(u64, u64)> {
+        if dtype == checkpoint::Dtype::F32 && scale == 1.0 {
             return Ok((self.wide(buffer), 4));
         }
-        let as_wanted = (dtype, product.scale.to_bits());
+        let as_wanted = (dtype, scale.to_bits());
         let at = self.at(self.room(buffer).operand.expect("the plan gives operands to what products read"));
         if self.operands[buffer.0] != Some(as_wanted) {
             queue.convert(&ConvertParams {
@@ -415,7 +434,7 @@ impl Steps {
                 cols: program.buffers[buffer.0] as i32,
                 in_dtype: Dtype::DTYPE_F32,
                 out_dtype: kernel_dtype(dtype),
-                scale: product.scale,
+                scale,
             })?;
             self.operands[buffer.0] = Some(as_wanted);
         }
