@@ -3,12 +3,14 @@
 
 pub mod attention;
 pub mod convert;
+pub mod gated_add;
 pub mod gemm;
 pub mod gemm_prefill;
 pub mod mlp;
 pub mod moe;
 pub mod norm;
 pub mod peak;
+pub mod recurrent;
 pub mod rope;
 pub mod sample;
 

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 const OLDEST: u32 = 75;
 
 /// Every kernel that steps may launch, by the file it is in. All are found at the start, so that the driver loads them then.
-const KERNELS: [(&str, &[&str]); 9] = [
+const KERNELS: [(&str, &[&str]); 11] = [
     (
         "gemm",
         &[
@@ -63,6 +63,8 @@ const KERNELS: [(&str, &[&str]); 9] = [
         ],
     ),
     ("mlp", &["glu"]),
+    ("gated_add", &["gated_add"]),
+    ("recurrent", &["convolve", "delta_rule_128", "delta_rule_256"]),
     ("sample", &["soft_cap"]),
 ];
 
