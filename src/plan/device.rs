@@ -351,3 +351,27 @@ fn rooms(program: &Program) -> Vec<Room> {
     rooms[program.logits.0].stride = program.buffers[program.logits.0];
     rooms
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::program;
+    use super::*;
+
+    #[test]
+    fn states_lie_before_keys_and_values_twice_for_each_sequence() {
+        let mut program = program(&[(1000, 512), (300, 700)]);
+        let size = Size { rows: 7, logit_rows: 3, context: 100, sequences: 3 };
+        for resident in [true, false] {
+            program.states = Vec::new();
+            let without = Layout::new(&program, size, resident);
+            assert_eq!((without.states.len(), without.notes.stretches), (0, None));
+            program.states = vec![5, 640];
+            let with = Layout::new(&program, size, resident);
+            // 2 · 3 · 5 numbers and 2 · 3 · 640, each from a multiple of 256 bytes on.
+            assert_eq!(with.states, [with.fixed, with.fixed + 256]);
+            assert_eq!(with.kv[0][0], with.fixed + 256 + 15_360);
+            assert_eq!(with.kv_len, without.kv_len + 256 + 15_360);
+            assert_eq!(with.fixed, without.fixed + ALIGN, "the list of stretches");
+        }
+    }
+}
