@@ -10,7 +10,7 @@ use layerstream_kernels::params::{
 };
 
 use super::card::Card;
-use super::notes::{Batch, Phase};
+use super::notes::{Batch, Phase, Run};
 use super::steps::{Queue, Steps, float, kernel_dtype};
 use crate::checkpoint;
 use crate::encoding::Encoding;
@@ -31,7 +31,7 @@ pub fn unsupported(program: &Program, product: &Product) -> Option<String> {
 
 /// How kernels call the encoding of a matrix whose rows are stored, and what they have to know of its blocks; `None` where
 /// no kernel reads it. A new encoding gets its line here.
-fn weights(matrix: &Matrix) -> Option<(gemm::Encoding, Weights)> {
+pub fn weights(matrix: &Matrix) -> Option<(gemm::Encoding, Weights)> {
     let plain = |encoding| Some((encoding, Weights::default()));
     match (matrix.encoding, matrix.scales) {
         (Encoding::F32, None) => plain(gemm::Encoding::F32),
@@ -99,40 +99,22 @@ impl Steps {
             queue.launch(&lengths::row_lengths(encoding, &params), &params)?;
         }
         let (x_stride, out_stride) = (self.stride(product.input), self.stride(product.output));
-        let out = self.changed(product.output) + 4 * product.first as u64 - 4 * before as u64;
-        for run in runs {
-            let at_once = if run.phase == Phase::Answer { MAX_DECODE_ROWS } else { run.rows.len() };
-            for first in run.rows.clone().step_by(at_once) {
-                let out = (out + 4 * (first as i64 * out_stride) as u64) as *mut f32;
-                let gemm = GemmParams {
-                    w,
-                    x: (x + (first as i64 * x_stride) as u64 * x_bytes) as *const _,
-                    out,
-                    residual: if product.add { out } else { std::ptr::null() },
-                    bias: preceded(self.vector(product.bias), before),
-                    lengths: lengths as *const f32,
-                    x_stride,
-                    out_stride,
-                    m: at_once.min(run.rows.end - first) as i32,
-                    n: tile.rows.len() as i32,
-                    k: matrix.cols as i32,
-                    scale: product.scale,
-                };
-                match run.phase {
-                    Phase::Answer => queue.launch(&gemm::decode(encoding, &gemm), &gemm)?,
-                    Phase::Prompt => {
-                        let params = PrefillParams {
-                            product: gemm,
-                            gather: std::ptr::null(),
-                            out16: std::ptr::null_mut(),
-                            out16_dtype: Dtype::DTYPE_F32,
-                        };
-                        queue.launch(&gemm_prefill::prefill(encoding, &params), &params)?;
-                    }
-                }
-            }
-        }
-        Ok(())
+        let out = (self.changed(product.output) + 4 * product.first as u64 - 4 * before as u64) as *mut f32;
+        let gemm = GemmParams {
+            w,
+            x: x as *const _,
+            out,
+            residual: if product.add { out } else { std::ptr::null() },
+            bias: preceded(self.vector(product.bias), before),
+            lengths: lengths as *const f32,
+            x_stride,
+            out_stride,
+            m: rows as i32,
+            n: tile.rows.len() as i32,
+            k: matrix.cols as i32,
+            scale: product.scale,
+        };
+        queue.product(encoding, &gemm, x_bytes, runs)
     }
 
     /// What some stored rows, each the weights of one input for all outputs, add to a product. The first of them begin it.
@@ -187,5 +169,39 @@ impl Steps {
             self.operands[buffer.0] = Some(dtype);
         }
         Ok((at, dtype.size() as u64))
+    }
+}
+
+impl Queue<'_> {
+    /// A product, which `all` describes from its first row on, with numbers of `x_bytes` to multiply: each phase's rows with
+    /// its own kernels.
+    pub fn product(&self, encoding: gemm::Encoding, all: &GemmParams, x_bytes: u64, runs: &[Run]) -> Result<()> {
+        let (x, out) = (all.x as u64, all.out as u64);
+        for run in runs {
+            let at_once = if run.phase == Phase::Answer { MAX_DECODE_ROWS } else { run.rows.len() };
+            for first in run.rows.clone().step_by(at_once) {
+                let out = (out + 4 * (first as i64 * all.out_stride) as u64) as *mut f32;
+                let gemm = GemmParams {
+                    x: (x + (first as i64 * all.x_stride) as u64 * x_bytes) as *const _,
+                    out,
+                    residual: if all.residual.is_null() { all.residual } else { out },
+                    m: at_once.min(run.rows.end - first) as i32,
+                    ..*all
+                };
+                match run.phase {
+                    Phase::Answer => self.launch(&gemm::decode(encoding, &gemm), &gemm)?,
+                    Phase::Prompt => {
+                        let params = PrefillParams {
+                            product: gemm,
+                            gather: std::ptr::null(),
+                            out16: std::ptr::null_mut(),
+                            out16_dtype: Dtype::DTYPE_F32,
+                        };
+                        self.launch(&gemm_prefill::prefill(encoding, &params), &params)?;
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 }
