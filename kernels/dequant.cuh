@@ -22,6 +22,9 @@ template <class E> __device__ __forceinline__ bool whole_steps(const Weights& w,
     return k % STEP<E> == 0 && E::blocks_hold_steps(w);
 }
 
+// What a product is multiplied by.
+__device__ __forceinline__ float scale_of(const GemmParams& p) { return p.scale == 0 ? 1 : p.scale; }
+
 // The tables that a decoder keeps in shared memory: none, for most. `fill` is called by all threads of the block.
 struct NoTable {
     __device__ __forceinline__ void fill(const Weights&) {}

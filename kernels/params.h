@@ -133,9 +133,9 @@ struct Weights {
     int row_shift, column_shift; /* fp8: log2 of a block's sides; 7, 7 for DeepSeek; 0, 31 a row; 31, 31 for all */
 };
 
-/* gemm_* (gemm.cu): rows first_row .. first_row + n of a product, for m rows of activations,
+/* gemm_* (gemm.cu): rows first_row .. first_row + n of a product, for m rows of activations; c = first_row + j:
  *
- *   out[r][first_row + j] = sum over i of x[r][i] * w[j][i] + bias[first_row + j] + residual[r][first_row + j]
+ *   out[r][c] = scale * ((sum over i of x[r][i] * w[j][i]) / lengths[c] + bias[c]) + residual[r][c]
  *
  * `out` and `residual` point to column 0 of the whole product. `residual` may be `out`. */
 struct GemmParams {
@@ -144,9 +144,35 @@ struct GemmParams {
     float *out;
     const float *residual;  /* optional; laid out as out */
     struct Vector bias;     /* optional; [all rows] */
+    const float *lengths;   /* optional; [all rows]: what row_lengths made */
     long long x_stride;     /* a multiple of 8 */
     long long out_stride;
     int m, n, k;
+    float scale;            /* 0: 1 */
+};
+
+/* row_lengths_* (lengths.cu): the Euclidean length of each row of a tile, or 1e-12 if that is more. */
+struct RowLengthsParams {
+    struct Weights w;
+    float *lengths; /* [all rows]; those of the tile are written */
+    int n, k;
+};
+
+/* gemm_transposed_* (transposed.cu): what k rows of a matrix that is stored as its transpose add to a product. Stored row i
+ * has the weights of input i for all n outputs.
+ *
+ *   out[r][j] = before + x[r][0] * w[0][j] + x[r][1] * w[1][j] + ...,   before = bias[j], with `add` plus out[r][j]
+ *
+ * from left to right, one fused multiply-add after another: the bits of a product do not depend on where it is cut. */
+struct TransposedParams {
+    const void *w;      /* [k, n], of `dtype` */
+    const float *x;     /* [m, k]: the activations that belong to these stored rows */
+    float *out;         /* [m, n] */
+    struct Vector bias; /* optional; [n] */
+    long long x_stride, out_stride;
+    int m, n, k;
+    int add;
+    enum Dtype dtype;
 };
 
 /* gemm_prefill_* (gemm_prefill.cu): the same product for any number of rows, which may be gathered and may be rounded. */
@@ -162,6 +188,8 @@ enum Gate {
     GATE_SILU,      /* SwiGLU: silu(gate) * up */
     GATE_GELU_TANH, /* GeGLU with the tanh approximation */
     GATE_GELU_ERF,  /* GeGLU */
+    GATE_RELU,      /* max(gate, 0) * up */
+    GATE_SIGMOID,   /* sigmoid(gate) * up */
     GATE_CLAMPED    /* gpt-oss: g * sigmoid(alpha * g) * (u + 1), g = min(gate, limit), u = clamp(up, -limit, limit) */
 };
 
@@ -179,6 +207,25 @@ struct GluParams {
     enum Dtype out_dtype;
     enum Gate kind;
     float alpha, limit;  /* GATE_CLAMPED; limit above 0 */
+};
+
+/* activate (mlp.cu): out[r][i] = activation(x[r][i]), that of a gate without what it is multiplied by. `out` may be `x` where
+ * dtypes and strides agree. */
+struct ActivateParams {
+    const float *x; /* [rows, dim] */
+    void *out;      /* [rows, dim] */
+    long long stride, out_stride;
+    int rows, dim;
+    enum Dtype out_dtype;
+    enum Gate kind; /* not GATE_CLAMPED */
+};
+
+/* scale_rows (rows.cu): x[r] *= factors[r], in place. */
+struct ScaleRowsParams {
+    float *x;             /* [rows, n] */
+    const float *factors; /* [rows] */
+    long long stride;
+    int rows, n;
 };
 
 /* gated_add (gated_add.cu): out[r][i] = x[r][i] * sigmoid(gate[r]) + add[r][i]

@@ -17,6 +17,7 @@ pub mod moe;
 pub mod norm;
 pub mod recurrent;
 pub mod rope;
+pub mod rows;
 pub mod sample;
 
 /// The shape to measure. Each kernel takes what it knows of this.
@@ -100,7 +101,19 @@ pub const ALL: &[Bench] = &[
         prepare: rope::prepare,
     },
     Bench { name: "convert", about: "--m rows of --k, picked from an embedding of --n", prepare: convert::prepare },
+    Bench {
+        name: "transposed",
+        about: "matrix multiply of any --m by --n x --k that is stored as its transpose, in bfloat16",
+        prepare: gemm::prepare_transposed,
+    },
+    Bench {
+        name: "lengths",
+        about: "Euclidean lengths of --n rows of --k in --encoding",
+        prepare: gemm::prepare_lengths,
+    },
     Bench { name: "mlp_glu", about: "SwiGLU of --m rows of --n", prepare: mlp::prepare },
+    Bench { name: "mlp_activations", about: "GELU of --m rows of --n", prepare: mlp::prepare_activate },
+    Bench { name: "rows_scaled", about: "--m rows of --n times a number each", prepare: rows::prepare },
     Bench {
         name: "moe_route",
         about: "choice of 8 of --n experts for --m rows, and lists",

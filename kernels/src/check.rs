@@ -17,6 +17,7 @@ pub mod convert;
 pub mod gated_add;
 pub mod gemm;
 pub mod gemm_prefill;
+pub mod lengths;
 pub mod mlp;
 pub mod moe;
 pub mod norm;
@@ -24,7 +25,9 @@ pub mod peak;
 mod ragged;
 pub mod recurrent;
 pub mod rope;
+pub mod rows;
 pub mod sample;
+pub mod transposed;
 mod weights;
 
 /// Every check and what it is called: a line each. `make kernel-mutants` runs, for a file `x.cu`, those with x in their
@@ -42,7 +45,12 @@ macro_rules! every_check {
             attention_decode_matches_float64: $crate::check::attention::check_decode;
             gemm_prefill_matches_float64: $crate::check::gemm_prefill::check;
             gemm_prefill_rows_do_not_depend_on_their_neighbours: $crate::check::gemm_prefill::check_neighbours;
+            lengths_match_float64: $crate::check::lengths::check;
+            transposed_matches_float64: $crate::check::transposed::check;
+            transposed_products_do_not_depend_on_cuts: $crate::check::transposed::check_cuts;
+            rows_scaled_match_float64: $crate::check::rows::check;
             mlp_glu_matches_float64: $crate::check::mlp::check;
+            mlp_activations_match_float64: $crate::check::mlp::check_activate;
             moe_route_matches_float64: $crate::check::moe::check_route;
             moe_expert_lists_are_right: $crate::check::moe::check_lists;
             moe_sum_matches_float64: $crate::check::moe::check_sum;

@@ -29,19 +29,23 @@ pub struct Size {
     pub sequences: usize,
 }
 
-/// The type of the numbers that a product with this matrix multiplies: the checkpoint's own where it has 16 bits or is
-/// float32, else bfloat16.
+/// The type of the numbers that a product with this matrix multiplies: float32 where it is stored as its transpose, the
+/// checkpoint's own where it has 16 bits or is float32, else bfloat16.
 pub fn operand(matrix: &Matrix) -> Dtype {
-    match matrix.encoding {
+    if matrix.tensor.transposed { Dtype::F32 } else { short(matrix.encoding) }
+}
+
+fn short(encoding: Encoding) -> Dtype {
+    match encoding {
         Encoding::F32 => Dtype::F32,
         Encoding::F16 => Dtype::F16,
         _ => Dtype::Bf16,
     }
 }
 
-/// The type of keys and values in the cache: that of the operands.
+/// The type of keys and values in the cache: the checkpoint's own, as for operands.
 pub fn kv_dtype(program: &Program) -> Dtype {
-    program.matrices.first().map_or(Dtype::Bf16, operand)
+    program.matrices.first().map_or(Dtype::Bf16, |matrix| short(matrix.encoding))
 }
 
 /// Where a buffer of activations lies. Both forms have rows of `stride` elements.
@@ -91,6 +95,8 @@ pub struct Layout {
     pub embedding: usize,
     /// Float32 sums of attention over few queries.
     pub workspace: usize,
+    /// Float32 lengths of the rows of a matrix that is divided by them.
+    pub lengths: usize,
     /// Keys and values, by attention layer. Where they are not resident, layers take turns in two places.
     pub kv: Vec<[usize; 2]>,
     pub kv_resident: bool,
@@ -127,6 +133,7 @@ impl Layout {
         let notes_at = take(notes.len);
         let embedding = take(size.rows * program.embedding.row_bytes());
         let workspace = take(workspace(program, size) * size_of::<f32>());
+        let lengths = take(normalised_rows(program) * size_of::<f32>());
         let fixed = end;
         let states = program.states.iter().map(|numbers| {
             let at = end;
@@ -145,6 +152,7 @@ impl Layout {
             embedding,
             workspace,
             states,
+            lengths,
             kv,
             kv_resident,
             fixed,
@@ -248,6 +256,15 @@ fn workspace(program: &Program, size: Size) -> usize {
     program.steps.iter().map(layer).max().unwrap_or(0)
 }
 
+/// Rows of the largest matrix whose rows are divided by their lengths.
+fn normalised_rows(program: &Program) -> usize {
+    let rows = program.steps.iter().filter_map(|step| match step {
+        Step::MatMul(product) if product.normalise_rows => Some(program.matrices[product.matrix.0].rows),
+        _ => None,
+    });
+    rows.max().unwrap_or(0)
+}
+
 /// The buffers of steps that no kernel is chosen for yet.
 fn without_kernel(step: &Step) -> Vec<Buffer> {
     match step {
@@ -271,8 +288,6 @@ fn rooms(program: &Program) -> Vec<Room> {
         wide_reader: bool,
         /// What products read it as.
         operands: Vec<Dtype>,
-        /// Some product wants it multiplied by something first.
-        scaled: bool,
     }
     let mut uses = vec![Uses::default(); program.buffers.len()];
     for step in &program.steps {
@@ -309,7 +324,6 @@ fn rooms(program: &Program) -> Vec<Room> {
             Step::HeadNorm { buffer, .. }
             | Step::Rope { buffer, .. }
             | Step::ScaleQueries { buffer, .. }
-            | Step::Activate { buffer, .. }
             | Step::SoftCap { buffer, .. } => read(&[*buffer]),
             Step::Append { keys, values, .. } => read(&[*keys, *values]),
             Step::AppendShared { packed, shared, .. } => read(&[*packed, *shared]),
@@ -321,27 +335,26 @@ fn rooms(program: &Program) -> Vec<Room> {
             Step::Attend { queries, .. } => read(&[*queries]),
             // The gate itself is what the step replaces, and may replace by operands.
             Step::Glu { up, .. } => read(&[*up]),
+            Step::Activate { .. } => {}
             Step::MatMul(product) if product.add => read(&[product.output]),
             Step::Embed { .. } | Step::MatMul(_) => {}
             other => read(&without_kernel(other)),
         }
         if let Step::MatMul(product) = step {
-            let input = &mut uses[product.input.0];
-            input.operands.push(operand(&program.matrices[product.matrix.0]));
-            input.scaled |= product.scale != 1.0;
+            uses[product.input.0].operands.push(operand(&program.matrices[product.matrix.0]));
         }
     }
     uses[program.logits.0].wide_reader = true;
     uses[program.logits.0].wide = true;
     let room = |(width, uses): (&usize, Uses)| {
         let one = uses.operands.first().copied().filter(|first| uses.operands.iter().all(|other| other == first));
-        let direct = one.filter(|dtype| *dtype != Dtype::F32 && !uses.wide_reader && !uses.scaled);
+        let direct = one.filter(|dtype| *dtype != Dtype::F32 && !uses.wide_reader);
         let narrow = uses.operands.iter().any(|dtype| *dtype != Dtype::F32);
         Room {
             // Rows of operands start at multiples of 16 bytes, and buffers of one width have one stride.
             stride: width.next_multiple_of(8),
             wide: (uses.wide || direct.is_none()).then_some(0),
-            operand: (narrow || uses.scaled).then_some(0),
+            operand: narrow.then_some(0),
             operand_bytes: uses.operands.iter().map(|dtype| dtype.size()).max().unwrap_or(0),
             direct,
         }

@@ -12,6 +12,7 @@ mod kv;
 mod marks;
 mod measure;
 mod notes;
+mod products;
 mod ring;
 mod staging;
 mod states;
