@@ -240,7 +240,7 @@ impl Report {
                 .row("GPU budget", format!("{} (at least {})", memory(gpu.vram_bytes), memory(gpu.floor_bytes)))
                 .row("  weights", memory(gpu.tiles as u64))
                 .row("  ring", memory(gpu.ring as u64))
-                .row("  experts", memory(gpu.experts as u64))
+                .row("  experts", memory(gpu.expert_cache as u64))
                 .row("  KV cache", memory(gpu.kv_cache as u64))
                 .row("  activations", memory(gpu.activations as u64))
                 .row("  driver", memory(gpu.context))

@@ -14,8 +14,10 @@ mod marks;
 mod measure;
 mod notes;
 mod pool;
+mod products;
 mod ring;
 mod staging;
+mod states;
 mod steps;
 mod traps;
 
@@ -46,6 +48,7 @@ use kv::KvStream;
 use marks::{Marks, What};
 use notes::Batch;
 use staging::{Registered, Staging};
+use states::States;
 use steps::Steps;
 use traps::Trap;
 
@@ -55,6 +58,7 @@ pub(crate) struct CudaBackend {
     experts: ExpertFeed,
     steps: Steps,
     kv: KvStream,
+    states: States,
     compute: Stream,
     marks: Marks,
     recorder: Recorder,
@@ -117,6 +121,7 @@ impl CudaBackend {
             experts: ExpertFeed::new(gpu, &plan.experts, blocks, planned.experts)?,
             steps: Steps::new(&program, &layout, plan.sequences, base),
             kv: KvStream::new(gpu, &program, plan, &layout, base)?,
+            states: States::new(plan.sequences),
             compute,
             marks,
             recorder,
@@ -141,6 +146,7 @@ impl Backend for CudaBackend {
         self.tile = 0;
         let notes = &self.layout.notes;
         self.batch = Batch::write(&self.program, notes, self.context, segments, self.staging.notes());
+        self.states.begin(notes, segments, self.staging.notes());
         self.steps.begin();
         self.marks.begin(&self.compute, What::Begin)?;
         self.marks.end(&self.compute)?;
@@ -155,7 +161,7 @@ impl Backend for CudaBackend {
 
     fn run(&mut self, step: &Step, _: &[Segment]) -> Result<()> {
         self.read_marks()?;
-        if let Step::Append { layer, .. } = step {
+        if let Step::Append { layer, .. } | Step::AppendShared { layer, .. } = step {
             self.kv.before_append(*layer, &self.compute, self.feed.copies())?;
         }
         self.marks.begin(&self.compute, What::Step(self.marks.step()))?;
@@ -166,7 +172,9 @@ impl Backend for CudaBackend {
         }
         self.steps.run(&self.card, &self.compute, &self.program, &self.batch, step)?;
         match step {
-            Step::Append { layer, .. } => self.kv.after_append(*layer, &self.compute)?,
+            Step::Append { layer, .. } | Step::AppendShared { layer, .. } => {
+                self.kv.after_append(*layer, &self.compute)?
+            }
             Step::Attend { layer, .. } => self.kv.after_attend(*layer, &self.compute)?,
             _ => {}
         }
@@ -228,6 +236,7 @@ impl Backend for CudaBackend {
         }
         self.feed.copies().1.read()?;
         self.marks.read()?;
+        self.states.keep();
         Ok(())
     }
 

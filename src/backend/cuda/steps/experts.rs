@@ -3,17 +3,17 @@
 //! order too, whoever shares the pass.
 
 use layerstream_kernels::driver::Stream;
-use layerstream_kernels::launch::{mlp, moe};
+use layerstream_kernels::launch::{mlp, moe, rows};
 use layerstream_kernels::params::{
-    ConvertParams, Dtype, ExpertListsParams, Gate, GemmParams, GluParams, RouteParams, Scores as ScoreKind,
-    SumExpertsParams, Vector, Weights,
+    ConvertParams, Dtype, ExpertListsParams, Gate, GluParams, RouteParams, ScaleRowsParams, Scores as ScoreKind,
+    SumExpertsParams, Vector,
 };
 
-use super::{Queue, Steps, gate, weights};
+use super::{Queue, Steps, gate};
 use crate::backend::cuda::card::Card;
 use crate::backend::cuda::notes::{Batch, Run, extend};
+use crate::backend::cuda::products::{self, TileProduct};
 use crate::error::{Error, Result};
-use crate::plan::device::operand;
 use crate::plan::{ExpertTile, span_bytes};
 use crate::program::{Buffer, Experts, Gating, Packing, Program, Routing, Scores, Weigh};
 
@@ -28,22 +28,7 @@ pub fn unsupported_routing(routing: &Routing) -> Option<String> {
 /// What of experts has no kernel.
 pub fn unsupported_experts(program: &Program, step: &Experts) -> Option<String> {
     let mut matrices = program.experts[step.layer].experts.iter().flat_map(|expert| &expert.matrices);
-    if let Some(matrix) = matrices.find(|matrix| weights(matrix).is_none()) {
-        let transposed = if matrix.tensor.transposed { "transposed " } else { "" };
-        return Some(format!(
-            "{transposed}{} weights of experts stored like `{}`",
-            matrix.encoding, matrix.tensor.name
-        ));
-    }
-    if step.weigh == Weigh::Input {
-        return Some("experts whose inputs are weighted".into());
-    }
-    match step.gating {
-        Gating::Plain(activation) if gate(activation).is_none() => {
-            Some(format!("the activation {activation:?} of experts"))
-        }
-        _ => None,
-    }
+    matrices.find_map(products::unsupported)
 }
 
 /// Groups, those that are open, and how many choices they are judged by: where all are open there might as well be one.
@@ -152,7 +137,9 @@ impl Steps {
         queue.launch(&moe::route(&params), &params)?;
         let params = ExpertListsParams {
             ids: ids as *const i32,
+            weights: self.at(chosen.weights) as *const f32,
             row_ids: self.at(chosen.row_ids) as *mut i32,
+            row_weights: self.at(chosen.row_weights) as *mut f32,
             places: self.at(chosen.places) as *mut i32,
             bounds: self.at(chosen.bounds) as *mut i32,
             rows: rows as i32,
@@ -198,7 +185,28 @@ impl Steps {
             self.chosen.begin(tile.expert, self.rows(batch).1);
             self.gather_rows(&queue, program, step, tile.expert)?;
         }
-        self.expert_product(&queue, program, step, tile, address, from, to)?;
+        let matrix = &matrices[tile.matrix];
+        let mut bias = self.vector(step.biases.get(tile.matrix).copied().flatten());
+        if !bias.data.is_null() {
+            bias = Vector { data: (bias.data as u64 + (4 * tile.expert * matrix.rows) as u64) as *const _, ..bias };
+        }
+        let what = TileProduct {
+            matrix,
+            stored: &tile.rows,
+            address,
+            // They lie behind the rows.
+            exponents: tile.spans.get(1).map(|_| address + span_bytes(tile.spans[0].len) as u64),
+            input: from,
+            output: to,
+            first: 0,
+            add: false,
+            bias,
+            scale: 1.0,
+            normalise_rows: false,
+        };
+        let runs = std::mem::take(&mut self.chosen.runs);
+        self.multiply_tile(&queue, program, &what, self.chosen.count(tile.expert), &runs)?;
+        self.chosen.runs = runs;
         if ends && left == 2 {
             self.gate_expert(&queue, program, step, tile.expert)?;
         }
@@ -210,7 +218,8 @@ impl Steps {
 
     /// The rows that chose an expert, side by side.
     fn gather_rows(&mut self, queue: &Queue, program: &Program, step: &Experts, expert: usize) -> Result<()> {
-        let ids = self.at(self.layout.chosen.row_ids) + 4 * self.chosen.bounds[expert] as u64;
+        let first = 4 * self.chosen.bounds[expert] as u64;
+        let ids = self.at(self.layout.chosen.row_ids) + first;
         let (from, (out, out_dtype)) = (self.wide(step.input), self.output(step.gathered));
         queue.convert(&ConvertParams {
             in_: from as *const _,
@@ -223,54 +232,19 @@ impl Steps {
             in_dtype: Dtype::DTYPE_F32,
             out_dtype,
             scale: 1.0,
-        })
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "all of what a product is")]
-    fn expert_product(
-        &mut self,
-        queue: &Queue,
-        program: &Program,
-        step: &Experts,
-        tile: &ExpertTile,
-        address: u64,
-        from: Buffer,
-        to: Buffer,
-    ) -> Result<()> {
-        let matrix = &program.experts[step.layer].experts[tile.expert].matrices[tile.matrix];
-        let rows = self.chosen.count(tile.expert);
-        let (x, x_bytes) = self.operand(queue, program, from, operand(matrix), 1.0, rows)?;
-        let (encoding, blocks) = weights(matrix).expect("programs are checked before they run");
-        let scale = match tile.spans.get(1) {
-            // Exponents lie behind the rows; where those of row 0 would be is what kernels are told.
-            Some(exponents) => {
-                let row = exponents.len / tile.rows.len() as u64;
-                (address + span_bytes(tile.spans[0].len) as u64).wrapping_sub(row * tile.rows.start as u64)
-            }
-            None => matrix.scales.map_or(0, |scales| self.at(self.layout.vectors[scales.vector.0])),
-        };
-        let mut bias = self.vector(step.biases.get(tile.matrix).copied().flatten());
-        if !bias.data.is_null() {
-            bias = Vector { data: (bias.data as u64 + (4 * tile.expert * matrix.rows) as u64) as *const _, ..bias };
+        })?;
+        if step.weigh == Weigh::Output {
+            return Ok(());
         }
-        let gemm = GemmParams {
-            w: Weights {
-                data: address as *const _,
-                scale: scale as *const _,
-                first_row: tile.rows.start as i32,
-                ..blocks
-            },
-            x: x as *const _,
-            out: self.changed(to) as *mut f32,
-            residual: std::ptr::null(),
-            bias,
-            x_stride: self.stride(from),
-            out_stride: self.stride(to),
-            m: rows as i32,
-            n: tile.rows.len() as i32,
-            k: matrix.cols as i32,
+        let factors = self.at(self.layout.chosen.row_weights) + first;
+        let params = ScaleRowsParams {
+            x: self.changed(step.gathered) as *mut f32,
+            factors: factors as *const f32,
+            stride: self.stride(step.gathered),
+            rows: self.chosen.count(expert) as i32,
+            n: program.buffers[step.gathered.0] as i32,
         };
-        queue.product(encoding, &gemm, x_bytes, &self.chosen.runs)
+        queue.launch(&rows::scale_rows(&params), &params)
     }
 
     /// What becomes of gate and up.
@@ -285,7 +259,7 @@ impl Steps {
             }
         };
         let (kind, alpha, limit) = match step.gating {
-            Gating::Plain(activation) => (gate(activation).expect("programs are checked before they run"), 0.0, 0.0),
+            Gating::Plain(activation) => (gate(activation), 0.0, 0.0),
             Gating::Clamped { alpha, limit } => (Gate::GATE_CLAMPED, alpha, limit),
         };
         let (out, out_dtype) = self.output(step.gate);
@@ -322,7 +296,8 @@ impl Steps {
             y: self.wide(step.made).wrapping_sub(before) as *const f32,
             ids: self.at(chosen.ids) as *const i32,
             places: self.at(chosen.places) as *const i32,
-            weights: self.at(chosen.weights) as *const f32,
+            // Where inputs have been weighted, outputs are not.
+            weights: if step.weigh == Weigh::Output { self.at(chosen.weights) } else { 0 } as *const f32,
             add: out as *const f32,
             out: out as *mut f32,
             y_stride,
