@@ -154,7 +154,8 @@ fn on_the_simulated_driver() {
 fn of_a_mixture_of_experts() {
     const MIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/models/mixtral");
     let profile = |device: &str, more: &dyn Fn(&mut Command)| {
-        let mut command = layerstream(&["generate", MIXTURE, "--ids", "1,2,3", "--max-new-tokens", "3", "--ignore-eos"]);
+        let mut command =
+            layerstream(&["generate", MIXTURE, "--ids", "1,2,3", "--max-new-tokens", "3", "--ignore-eos"]);
         more(command.args(["--device", device, "--profile"]));
         String::from_utf8(succeed(&mut command).stderr).unwrap()
     };

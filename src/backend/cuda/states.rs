@@ -59,7 +59,7 @@ mod tests {
     fn a_pass_begins_with_what_the_last_completed_one_left() {
         let mut states = States::new(3);
         let notes = Notes { stretches: Some(0), ..Notes::default() };
-        let mut begin = |states: &mut States, parts: &[(usize, usize)]| {
+        let begin = |states: &mut States, parts: &[(usize, usize)]| {
             let tokens = [1, 2];
             let segment = |&(sequence, start): &(usize, usize)| Segment {
                 sequence,
