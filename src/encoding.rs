@@ -31,9 +31,18 @@ pub enum Encoding {
     /// E2M1, two in a byte, with an exponent for each 32 (MXFP4); only experts are stored like this, see
     /// [`crate::program::Expert`].
     Mxfp4,
+    /// GPTQ: of a matrix that is stored as its transpose, words of 32 bits with the weights of one output for eight inputs,
+    /// lowest bits first. Factors and zeros are elsewhere, as for the next two: see [`crate::program::Groups`].
+    Gptq4,
+    /// As `Gptq4`, bytes of four inputs.
+    Gptq8,
+    /// AWQ: of a matrix that is stored as its transpose, words of 32 bits with the weights of one input for eight outputs: from
+    /// the lowest bits up those of output 0, 2, 4, 6, 1, 3, 5, 7.
+    Awq4,
 }
 
 impl Encoding {
+    /// Those that rows of outputs can be stored in.
     pub const ALL: [Encoding; 10] = [
         Encoding::F32,
         Encoding::F16,
@@ -77,6 +86,8 @@ impl Encoding {
             Encoding::Q6K => Dtype::Q6K,
             // No tensor says that it is made of these.
             Encoding::Mxfp4 => return (32, 16),
+            Encoding::Gptq4 | Encoding::Gptq8 => return (1, 4),
+            Encoding::Awq4 => return (8, 4),
         }
         .block()
     }
@@ -94,7 +105,16 @@ impl Encoding {
 
     /// Whether every number stands for itself, without a factor that is stored elsewhere.
     pub fn is_complete(self) -> bool {
-        !matches!(self, Encoding::F8E4M3 | Encoding::Mxfp4)
+        !matches!(self, Encoding::F8E4M3 | Encoding::Mxfp4 | Encoding::Gptq4 | Encoding::Gptq8 | Encoding::Awq4)
+    }
+
+    /// Of a matrix that is stored as its transpose: how many inputs a stored row has the weights of.
+    pub const fn inputs(self) -> usize {
+        match self {
+            Encoding::Gptq4 => 8,
+            Encoding::Gptq8 => 4,
+            _ => 1,
+        }
     }
 
     pub fn name(self) -> &'static str {
@@ -109,6 +129,9 @@ impl Encoding {
             Encoding::Q5K => "q5_k",
             Encoding::Q6K => "q6_k",
             Encoding::Mxfp4 => "mxfp4",
+            Encoding::Gptq4 => "gptq_int4",
+            Encoding::Gptq8 => "gptq_int8",
+            Encoding::Awq4 => "awq_int4",
         }
     }
 }

@@ -16,7 +16,7 @@ use std::ops::Range;
 use crate::checkpoint::Span;
 use crate::disk::align::enclose;
 use crate::error::{Error, Result};
-use crate::program::{Matrix, MatrixId, Program, Step};
+use crate::program::{FactorRoom, Groups, Matrix, MatrixId, Program, Step};
 
 pub use experts::{ExpertPlan, ExpertTile};
 
@@ -44,10 +44,13 @@ pub enum Tier {
     Device,
 }
 
-/// A run of stored rows of one matrix.
+/// A run of stored rows of one matrix, or of the factors that come before them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tile {
     pub matrix: MatrixId,
+    /// Which of the matrix's tensors of factors, if it is one.
+    pub factors: Option<usize>,
+    /// Stored rows, or elements of that tensor.
     pub rows: Range<usize>,
     pub span: Span,
     pub tier: Tier,
@@ -247,7 +250,7 @@ impl Split {
             kv: token_kv.saturating_mul(request.context).saturating_add(states).saturating_mul(request.sequences),
             activations: of((per_row * rows + selected * logit_rows).saturating_add(turned))
                 .saturating_add(program.embedding.row_bytes() * rows),
-            scratch: request.scratch + experts::factor_bytes(program),
+            scratch: request.scratch + experts::factor_bytes(program) + FactorRoom::of(program).bytes(),
             ring: 0,
             host: 0,
             experts: 0,
@@ -310,14 +313,24 @@ fn cut(program: &Program, bytes: usize) -> Vec<Tile> {
     });
     used.flat_map(|id| {
         let matrix = &program.matrices[id.0];
-        split(matrix, bytes).map(move |rows| Tile {
-            matrix: id,
-            span: matrix.span(rows.clone()),
-            rows,
-            tier: Tier::Disk,
-        })
+        let tile = move |factors, span, rows| Tile { matrix: id, factors, rows, span, tier: Tier::Disk };
+        let factors = matrix.groups.iter().flat_map(move |groups| cut_factors(groups, bytes));
+        let factors = factors.map(move |(part, span, elements)| tile(Some(part), span, elements));
+        factors.chain(split(matrix, bytes).map(move |rows| tile(None, matrix.span(rows.clone()), rows)))
     })
     .collect()
+}
+
+/// Runs of at most `bytes` of every tensor of factors: which one, where they lie, which elements they are.
+fn cut_factors(groups: &Groups, bytes: usize) -> impl Iterator<Item = (usize, Span, Range<usize>)> {
+    groups.parts.iter().enumerate().flat_map(move |(index, part)| {
+        let (all, most) = (part.elements(), (bytes / part.role.bytes()).max(1));
+        let count = all.div_ceil(most);
+        (0..count).map(move |i| {
+            let elements = all * i / count..all * (i + 1) / count;
+            (index, part.span(elements.clone()), elements)
+        })
+    })
 }
 
 /// The stored rows of each tile of a matrix.
@@ -381,7 +394,7 @@ mod tests {
             span,
             transposed: false,
         };
-        Matrix { tensor, first_row: 0, rows, cols, encoding: Encoding::Bf16, scales: None }
+        Matrix { tensor, first_row: 0, rows, cols, encoding: Encoding::Bf16, scales: None, groups: None }
     }
 
     /// A program that multiplies with matrices of these shapes, one after the other.

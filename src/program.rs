@@ -5,6 +5,7 @@
 //! Activations live in *buffers*, row-major `[tokens, width]` in float32. Rows are the tokens of one pass, possibly of
 //! several sequences. A step reads and writes different buffers, unless it says "in place".
 
+mod groups;
 mod moe;
 mod recurrent;
 mod rope;
@@ -14,6 +15,7 @@ use std::ops::Range;
 use crate::checkpoint::{Span, Tensor};
 use crate::encoding::Encoding;
 
+pub use groups::{FactorRoom, Groups, Part, Role};
 pub use moe::{Expert, ExpertLayer, Experts, Exponents, Gating, Packing, Routing, Scores, Weigh};
 pub use recurrent::{Convolution, DeltaRule, StateId};
 pub use rope::{Dynamic, Rope, RopeId, RopeStyle, inv_freq};
@@ -103,8 +105,10 @@ pub struct Matrix {
     pub rows: usize,
     pub cols: usize,
     pub encoding: Encoding,
-    /// For an encoding that is not complete.
+    /// For an encoding that is not complete: factors that stay in memory,
     pub scales: Option<Scales>,
+    /// or factors that are streamed.
+    pub groups: Option<Groups>,
 }
 
 /// The factors of a matrix: its number at (r, c) is what is stored there, decoded, times the factor of its block.
@@ -120,10 +124,10 @@ pub struct Scales {
 impl Matrix {
     /// How many rows are stored, which is what tiles are cut from.
     pub fn stored_rows(&self) -> usize {
-        if self.tensor.transposed { self.cols } else { self.rows }
+        if self.tensor.transposed { self.cols / self.encoding.inputs() } else { self.rows }
     }
 
-    /// Numbers in a stored row.
+    /// Numbers in a stored row (of a single input, where one holds several).
     pub fn stored_cols(&self) -> usize {
         if self.tensor.transposed { self.rows } else { self.cols }
     }

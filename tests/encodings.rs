@@ -57,6 +57,7 @@ fn decode(encoding: Encoding, bytes: &[u8]) -> Vec<f32> {
         Encoding::Q5K => bytes.chunks(176).flat_map(|b| q4_k_or_q5_k(b, Some(&b[16..48]), &b[48..])).collect(),
         Encoding::Q6K => bytes.chunks(210).flat_map(q6_k).collect(),
         Encoding::Mxfp4 => bytes.iter().flat_map(|b| [e2m1(b & 15), e2m1(b >> 4)]).collect(),
+        other => panic!("{other} is tested in tests/cpu_kernels/grouped.rs"),
     }
 }
 
@@ -120,6 +121,7 @@ fn random_rows(encoding: Encoding, random: &mut Random, numbers: usize) -> Vec<u
         Encoding::Q4K | Encoding::Q5K => with_scales(random, encoding, numbers, &[0, 2]),
         Encoding::Q6K => with_scales(random, encoding, numbers, &[208]),
         Encoding::Mxfp4 => random.bytes(numbers / 2),
+        other => panic!("{other} is tested in tests/cpu_kernels/grouped.rs"),
     }
 }
 

@@ -47,7 +47,7 @@ impl<'n> Projection<'n> {
 
 pub struct Builder<'a> {
     pub(super) checkpoint: &'a Checkpoint,
-    quantization: Quantization,
+    pub(super) quantization: Quantization,
     family: &'static str,
     buffers: Vec<usize>,
     matrices: Vec<Matrix>,
@@ -155,7 +155,8 @@ impl<'a> Builder<'a> {
     /// Appends a product with a matrix that is streamed.
     pub fn multiply(&mut self, product: Product) -> Result<()> {
         let tensor = &self.matrices[product.matrix.0].tensor;
-        if tensor.transposed && (product.scale != 1.0 || product.normalise_rows) {
+        let grouped = self.matrices[product.matrix.0].groups.is_some();
+        if tensor.transposed && (product.scale != 1.0 && !grouped || product.normalise_rows) {
             return Err(self.unsupported(tensor, "with its rows and columns swapped, whose product is scaled"));
         }
         self.step(Step::MatMul(product));
@@ -175,6 +176,9 @@ impl<'a> Builder<'a> {
 
     /// Some rows of a tensor that has `all`.
     fn part_of_matrix(&mut self, name: &str, all: usize, part: Range<usize>, cols: usize) -> Result<Matrix> {
+        if let Some(matrix) = self.quantized(name, all, &part, cols)? {
+            return Ok(matrix);
+        }
         let (tensor, encoding) = self.tensor(name, &[all, cols])?;
         if tensor.transposed && part.len() != all {
             return Err(self.unsupported(&tensor, "with its rows and columns swapped, of which a part is needed"));
@@ -183,7 +187,7 @@ impl<'a> Builder<'a> {
             true => None,
             false => Some(self.scales(&tensor)?),
         };
-        Ok(Matrix { tensor, first_row: part.start, rows: part.len(), cols, encoding, scales })
+        Ok(Matrix { tensor, first_row: part.start, rows: part.len(), cols, encoding, scales, groups: None })
     }
 
     /// The factors of a matrix whose numbers need them.
@@ -211,7 +215,7 @@ impl<'a> Builder<'a> {
     /// A matrix of which single rows are read, so that each must lie in one piece and stand for itself.
     pub fn table(&mut self, name: &str, rows: usize, cols: usize) -> Result<Matrix> {
         let matrix = self.matrix(name, rows, cols)?;
-        if matrix.tensor.transposed || matrix.scales.is_some() {
+        if matrix.tensor.transposed || matrix.scales.is_some() || matrix.groups.is_some() {
             let how = if matrix.tensor.transposed { "with its rows and columns swapped" } else { "quantized" };
             return Err(self.unsupported(&matrix.tensor, how));
         }

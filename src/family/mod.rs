@@ -28,6 +28,7 @@ mod moe;
 mod olmo2;
 mod phi3;
 mod quantization;
+mod quantized;
 mod qwen1;
 mod qwen2;
 mod qwen3;

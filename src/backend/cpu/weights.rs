@@ -184,6 +184,9 @@ macro_rules! with_element {
                 type $e = crate::backend::cpu::mxfp4::Mxfp4;
                 $body
             }
+            other @ (Encoding::Gptq4 | Encoding::Gptq8 | Encoding::Awq4) => {
+                unreachable!("{other} is only stored as a transpose")
+            }
         }
     }};
 }
