@@ -5,18 +5,19 @@
 
 #[path = "quantized/forms.rs"]
 mod forms;
+#[allow(dead_code, reason = "the cases that are carried are run elsewhere")]
 mod reference;
 
 use std::fs;
 use std::path::Path;
 
-use layerstream::{Model, Options, Outline};
+use layerstream::{GenerateOptions, Model, Options, Outline};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 
 use forms::{Fault, Form, Random, Stored, forms};
-use reference::{logits, nmse};
+use reference::{GATE, logits, nmse, prompts};
 
 const HIDDEN: usize = 64;
 const INNER: usize = 160;
@@ -53,8 +54,9 @@ fn floats(name: &str, shape: &[usize], values: impl IntoIterator<Item = f32>) ->
     Stored { name: name.into(), dtype: Dtype::F32, shape: shape.to_vec(), bytes }
 }
 
-/// The model in this form, and the same in float32; its second layer's first projection is left as it was.
-fn make(form: &Form, fault: Option<Fault>, quantised: &Path, plain: &Path) {
+/// The model in this form, and the same in float32; its second layer's first projection is left as it was. Returns the
+/// former's tensors and configuration.
+fn make(form: &Form, fault: Option<Fault>, quantised: &Path, plain: &Path) -> (Vec<Stored>, Value) {
     let mut random = Random(7);
     let mut both = vec![
         floats("model.embed_tokens.weight", &[VOCAB, HIDDEN], random.numbers(VOCAB * HIDDEN)),
@@ -79,8 +81,10 @@ fn make(form: &Form, fault: Option<Fault>, quantised: &Path, plain: &Path) {
             decoded.push(floats(&format!("{stem}.weight"), &[rows, cols], values.iter().map(|x| *x as f32)));
         }
     }
-    write(quantised, &[both.clone(), codes].concat(), &config(&form.config));
-    write(plain, &[both, decoded].concat(), &config(&Value::Null));
+    write(plain, &[both.clone(), decoded].concat(), &config(&Value::Null));
+    let (tensors, config) = ([both, codes].concat(), config(&form.config));
+    write(quantised, &tensors, &config);
+    (tensors, config)
 }
 
 fn options(ram: u64) -> Options {
@@ -133,4 +137,130 @@ fn a_wrong_definition_is_noticed() {
             assert!(error > 1e-3, "{}: {fault:?} gives an NMSE of {error:e} only", form.name);
         }
     }
+}
+
+/// Cases of the larger collection, written by the tools themselves where these could be had.
+const PUBLISHED: [&str; 12] = [
+    "bnb_nf4",
+    "bnb_nf4_double",
+    "bnb_fp4",
+    "bnb_int8",
+    "gptq_int4",
+    "gptq_int4_actorder",
+    "awq_int4_gemm",
+    "ct_pack_int4_sym",
+    "ct_pack_int4_asym",
+    "ct_int8_channel",
+    "ct_fp8_channel",
+    "ct_fp8_tensor",
+];
+
+#[test]
+fn published_forms_agree_with_their_references() {
+    for name in PUBLISHED {
+        let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/golden").join(name);
+        if !case.exists() {
+            println!("SKIPPED: the larger collection of golden cases, with {name}, is not here");
+            continue;
+        }
+        let prompts = prompts(&case);
+        let open = |ram| Model::open(&case, &Options { context: Some(192), ..options(ram) }).unwrap();
+        let floor = floor(&case);
+        let mut first: Option<Vec<Vec<u32>>> = None;
+        for ram in [1 << 30, floor + (1 << 20), floor + (2 << 20)] {
+            let mut model = open(ram);
+            let found: Vec<_> = prompts.iter().map(|prompt| logits(&mut model, &prompt.ids)).collect();
+            for (found, prompt) in found.iter().zip(&prompts) {
+                let error = nmse(found, &prompt.logits);
+                assert!(error <= GATE, "{name}: NMSE {error:e} at a budget of {ram}");
+            }
+            let bits: Vec<Vec<u32>> = found.iter().map(|row| row.iter().map(|x| x.to_bits()).collect()).collect();
+            assert!(first.get_or_insert_with(|| bits.clone()) == &bits, "{name}: bits differ at a budget of {ram}");
+        }
+        let mut model = open(1 << 30);
+        let greedy = GenerateOptions { max_new_tokens: 12, ..GenerateOptions::default() };
+        for prompt in &prompts {
+            let outputs = model.generate(vec![prompt.ids.clone()], &greedy).unwrap().outputs().unwrap();
+            assert_eq!(outputs[0].ids, prompt.greedy, "{name}");
+        }
+    }
+}
+
+fn refused(form: &Form, change: impl Fn(&mut Vec<Stored>, &mut Value), parts: &[&str]) {
+    let (quantised, plain) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (mut tensors, mut config) = make(form, None, quantised.path(), plain.path());
+    change(&mut tensors, &mut config);
+    write(quantised.path(), &tensors, &config);
+    let error = match Model::open(quantised.path(), &options(1 << 30)) {
+        Err(error) => error,
+        Ok(mut model) => model.logits(&[1], |_| Ok(())).expect_err("should be refused"),
+    };
+    let text = error.to_string();
+    for part in parts {
+        assert!(text.contains(part), "{}: `{part}` is not in: {text}", form.name);
+    }
+}
+
+/// A tensor of the first layer's first projection.
+fn tensor<'a>(tensors: &'a mut [Stored], ending: &str) -> &'a mut Stored {
+    let name = format!("model.layers.0.self_attn.q_proj.{ending}");
+    tensors.iter_mut().find(|tensor| tensor.name == name).expect("a tensor of that name")
+}
+
+#[test]
+fn what_contradicts_is_named() {
+    let all = forms();
+    let form = |name: &str| all.iter().find(|form| form.name == name).expect("a form of that name");
+    let shape = |ending: &'static str, shape: &'static [usize]| {
+        move |tensors: &mut Vec<Stored>, _: &mut Value| {
+            let tensor = tensor(tensors, ending);
+            tensor.bytes.resize(
+                tensor.bytes.len() / tensor.shape.iter().product::<usize>() * shape.iter().product::<usize>(),
+                0,
+            );
+            tensor.shape = shape.to_vec();
+        }
+    };
+    let gptq = form("gptq, 4 bits, groups of 32");
+    refused(gptq, shape("qweight", &[16, 64]), &["q_proj.qweight", "[16, 64]", "[8, 64]"]);
+    refused(gptq, shape("scales", &[4, 64]), &["q_proj.scales", "[4, 64]", "[2, 64]"]);
+    refused(gptq, shape("qzeros", &[2, 64]), &["q_proj.qzeros", "[2, 64]", "[2, 8]"]);
+    let ordered = form("gptq in any order");
+    let outside = |tensors: &mut Vec<Stored>, _: &mut Value| tensor(tensors, "g_idx").bytes[20] = 2;
+    refused(ordered, outside, &["q_proj.g_idx", "column 5", "group 2"]);
+    let negative = |tensors: &mut Vec<Stored>, _: &mut Value| tensor(tensors, "g_idx").bytes[20..24].fill(0xff);
+    refused(ordered, negative, &["q_proj.g_idx", "column 5"]);
+    let without = |tensors: &mut Vec<Stored>, _: &mut Value| tensors.retain(|t| !t.name.ends_with("q_proj.g_idx"));
+    refused(ordered, without, &["q_proj.g_idx", "is missing"]);
+    refused(form("awq, groups of 32"), shape("qweight", &[64, 16]), &["q_proj.qweight", "[64, 16]", "[64, 8]"]);
+    let nf4 = form("nf4, blocks of 64");
+    let state = |text: &'static str| {
+        move |tensors: &mut Vec<Stored>, _: &mut Value| {
+            let tensor = tensor(tensors, "weight.quant_state.bitsandbytes__nf4");
+            (tensor.bytes, tensor.shape) = (text.into(), vec![text.len()]);
+        }
+    };
+    refused(nf4, state(r#"{"blocksize": 64, "shape": [64, 128]}"#), &["quant_state", "[64, 128]", "[64, 64]"]);
+    refused(nf4, state(r#"{"blocksize": 0, "shape": [64, 64]}"#), &["quant_state", "impossible"]);
+    refused(nf4, state(r#"{"blocksize": 24, "shape": [64, 64]}"#), &["blocks of 24", "not supported"]);
+    refused(nf4, state("nonsense"), &["quant_state", "is no state"]);
+    refused(nf4, shape("weight.absmax", &[65]), &["weight.absmax", "[65]", "[64]"]);
+    refused(nf4, shape("weight", &[2047, 1]), &["q_proj.weight", "2047 bytes", "64 × 64"]);
+    let map = |tensors: &mut Vec<Stored>, _: &mut Value| tensor(tensors, "weight.quant_map").bytes[3] = 0x3f;
+    refused(nf4, map, &["quant_map", "not supported"]);
+    let int8 = form("llm.int8");
+    let format = |tensors: &mut Vec<Stored>, _: &mut Value| tensor(tensors, "weight_format").bytes[0] = 1;
+    refused(int8, format, &["weight_format", "not supported"]);
+    refused(int8, shape("SCB", &[32]), &["q_proj.SCB", "[32]", "[64]"]);
+    let packed = form("packed, 4 bits, groups of 32, zeros");
+    refused(packed, shape("weight_packed", &[64, 16]), &["q_proj.weight_packed", "[64, 16]", "[64, 8]"]);
+    refused(packed, shape("weight_zero_point", &[8, 4]), &["weight_zero_point", "[8, 4]", "[8, 2]"]);
+    let says = |tensors: &mut Vec<Stored>, _: &mut Value| tensor(tensors, "weight_shape").bytes[0] = 63;
+    refused(packed, says, &["weight_shape", "[63, 64]", "[64, 64]"]);
+    let order = |tensors: &mut Vec<Stored>, _: &mut Value| {
+        let bytes = vec![0; 4 * 64];
+        let name = "model.layers.0.self_attn.q_proj.weight_g_idx".into();
+        tensors.push(Stored { name, dtype: Dtype::I32, shape: vec![64], bytes });
+    };
+    refused(packed, order, &["weight_g_idx", "not supported"]);
 }

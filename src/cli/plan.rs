@@ -271,7 +271,8 @@ fn multiply_speed(program: &Program, threads: Option<usize>) -> Result<f64> {
         _ => None,
     };
     let factors = vec![1.0; if grouped { k } else { block.map_or(0, |(rows, cols)| blocks(rows, cols)) }];
-    let scales = block.map(|(row_block, col_block)| Scales { values: &factors, row_block, col_block, first_row: 0 });
+    let scales =
+        block.map(|(row_block, col_block)| Scales { values: &factors, zeros: &[], row_block, col_block, first_row: 0 });
     // These bytes are small numbers in all encodings; zeros would be one page, always cached.
     let weights = vec![0x3c; tile * STRETCH.div_ceil(tile)];
     // Of a transposed matrix, what lies along a stored row are outputs.

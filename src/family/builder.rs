@@ -7,8 +7,8 @@ use crate::checkpoint::{Checkpoint, Dtype, Tensor};
 use crate::encoding::Encoding;
 use crate::error::{Error, Result};
 use crate::program::{
-    Buffer, ExpertLayer, KvShape, Matrix, MatrixId, Norm, NormKind, Product, Program, Rope, RopeId, Scales, StateId,
-    Step, VectorId,
+    Buffer, ExpertLayer, Groups, KvShape, Matrix, MatrixId, Norm, NormKind, Part, Product, Program, Role, Rope, RopeId,
+    Scales, StateId, Step, VectorId,
 };
 
 use super::quantization::Quantization;
@@ -177,7 +177,7 @@ impl<'a> Builder<'a> {
     /// Some rows of a tensor that has `all`.
     fn part_of_matrix(&mut self, name: &str, all: usize, part: Range<usize>, cols: usize) -> Result<Matrix> {
         if let Some(matrix) = self.quantized(name, all, &part, cols)? {
-            return Ok(matrix);
+            return Ok(self.keep_few(matrix));
         }
         let (tensor, encoding) = self.tensor(name, &[all, cols])?;
         if tensor.transposed && part.len() != all {
@@ -192,8 +192,9 @@ impl<'a> Builder<'a> {
 
     /// The factors of a matrix whose numbers need them.
     fn scales(&mut self, of: &Tensor) -> Result<Scales> {
-        let Quantization::Factors { suffix, .. } = self.quantization else {
-            return Err(self.unsupported(of, &format!("of type {} without a `quantization_config`", of.dtype)));
+        let Quantization::Factors { suffix, .. } = &self.quantization else {
+            return Err(self
+                .unsupported(of, &format!("of type {}, which the `quantization_config` does not explain,", of.dtype)));
         };
         let tensor = self.checkpoint.require(&format!("{}{suffix}", of.name))?.clone();
         let (rows, cols) = (of.shape[0], of.shape[1]);
@@ -210,6 +211,21 @@ impl<'a> Builder<'a> {
         }
         self.vectors.push(tensor);
         Ok(Scales { vector: VectorId(self.vectors.len() - 1), row_block, col_block })
+    }
+
+    /// Factors that are no more than one for each row stay in memory.
+    fn keep_few(&mut self, matrix: Matrix) -> Matrix {
+        let Some(Groups { parts, rows, cols, .. }) = &matrix.groups else { return matrix };
+        let [Part { role: Role::Scales { repeat: 1, divisor: 1.0, .. }, tensor }] = parts.as_slice() else {
+            return matrix;
+        };
+        if matrix.tensor.transposed || *cols < matrix.cols {
+            return matrix;
+        }
+        self.vectors.push(tensor.clone());
+        let vector = VectorId(self.vectors.len() - 1);
+        let scales = Some(Scales { vector, row_block: *rows, col_block: *cols });
+        Matrix { scales, groups: None, ..matrix }
     }
 
     /// A matrix of which single rows are read, so that each must lie in one piece and stand for itself.

@@ -34,8 +34,8 @@ pub struct Part {
 /// What the elements of a tensor of factors are.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Role {
-    /// Scales, each for so many groups one after the other.
-    Scales { encoding: Encoding, repeat: usize },
+    /// Scales, each for so many groups one after the other, that are divided by a number.
+    Scales { encoding: Encoding, repeat: usize, divisor: f32 },
     /// The float32 numbers that bytes stand for, by the next role but one.
     Codebook,
     /// Float32 factors of blocks of such bytes.

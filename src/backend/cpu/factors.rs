@@ -48,12 +48,14 @@ impl FactorTables {
         }
         let count = groups.count;
         match groups.parts[part].role {
-            Role::Scales { encoding, repeat: 1 } => cpu.widen(bytes, encoding, &mut self.scales[elements.clone()]),
-            Role::Scales { encoding, repeat } => {
+            Role::Scales { encoding, repeat: 1, divisor: 1.0 } => {
+                cpu.widen(bytes, encoding, &mut self.scales[elements.clone()])
+            }
+            Role::Scales { encoding, repeat, divisor } => {
                 for (e, bytes) in elements.clone().zip(bytes.chunks_exact(encoding.bytes(1))) {
                     let mut scale = [0.0];
                     cpu.widen(bytes, encoding, &mut scale);
-                    self.scales[run(e, repeat, count)].fill(scale[0]);
+                    self.scales[run(e, repeat, count)].fill(scale[0] / divisor);
                 }
             }
             Role::Codebook => floats(bytes, &mut self.codebook[elements.clone()]),

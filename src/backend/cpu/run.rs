@@ -35,7 +35,7 @@ pub(crate) struct CpuBackend {
     /// The factors of the latest tile that came with exponents.
     pub(super) factors_of_tile: Vec<f32>,
     /// The factors of the matrix whose turn it is, where they are streamed.
-    tables: FactorTables,
+    pub(super) tables: FactorTables,
     kv: KvCache,
     states: States,
     /// The sequences of the pass.
@@ -211,7 +211,7 @@ impl Backend for CpuBackend {
                     multiply_grouped(&mut self.cpu, weight, &tile.rows, &bytes, &self.tables, x, columns, finish);
                 }
                 _ => {
-                    let scales = scales(&self.vectors, weight, tile.rows.start);
+                    let scales = scales(&self.vectors, &self.tables, weight, tile.rows.start);
                     multiply(&mut self.cpu, weight, &tile.rows, &bytes, scales, x, columns, finish);
                 }
             }
@@ -385,13 +385,26 @@ fn heads(program: &Program, buffer: Buffer, dim: usize) -> Heads {
     Heads { count: stride / dim, dim, stride }
 }
 
-/// The factors of a matrix that has them among the small weights, for a tile that begins with this stored row.
-pub(super) fn scales<'a>(vectors: &'a [Vec<f32>], weight: &Matrix, first: usize) -> Option<Scales<'a>> {
-    weight.scales.map(|scales| Scales {
-        values: &vectors[scales.vector.0],
-        row_block: scales.row_block,
-        col_block: scales.col_block,
-        first_row: weight.first_row + first,
+/// The factors of a matrix, which are among the small weights or have just been streamed, for a tile that begins with this
+/// stored row.
+pub(super) fn scales<'a>(
+    vectors: &'a [Vec<f32>],
+    tables: &'a FactorTables,
+    weight: &Matrix,
+    first: usize,
+) -> Option<Scales<'a>> {
+    let first_row = weight.first_row + first;
+    if let Some(groups) = &weight.groups {
+        let zeros = if groups.have_zeros() { groups.count } else { 0 };
+        let (values, zeros) = (&tables.scales[..groups.count], &tables.zeros[..zeros]);
+        return Some(Scales { values, zeros, row_block: groups.rows, col_block: groups.cols, first_row });
+    }
+    weight.scales.map(|program::Scales { vector, row_block, col_block }| Scales {
+        values: &vectors[vector.0],
+        zeros: &[],
+        row_block,
+        col_block,
+        first_row,
     })
 }
 
