@@ -381,7 +381,7 @@ mod tests {
     use super::*;
     use crate::checkpoint::{Dtype, FileId, Tensor};
     use crate::encoding::Encoding;
-    use crate::program::{Buffer, KvShape, Product, Rope, RopeStyle};
+    use crate::program::{Buffer, KvShape, Part, Product, Role, Rope, RopeStyle};
 
     pub(super) const ALIGN: usize = 4096;
 
@@ -502,6 +502,37 @@ mod tests {
                 let even = passed as f64 * bytes as f64 / total as f64;
                 prop_assert!((kept as f64 - even).abs() <= largest as f64, "{kept} of an even {even}");
             }
+        }
+    }
+
+    #[test]
+    fn factors_come_whole_before_their_matrix_and_have_room() {
+        let mut program = program(&[(3000, 512), (300, 700)]);
+        let scales = Tensor {
+            span: Span { file: FileId(0), offset: 99_999_999, len: 3000 * 8 * 4 },
+            ..matrix(0, 3000, 8).tensor
+        };
+        let role = Role::Scales { encoding: Encoding::F32, repeat: 1, divisor: 1.0 };
+        let parts = vec![Part { role, tensor: scales }];
+        program.matrices[0].groups = Some(Groups { parts, count: 3000 * 8, rows: 1, cols: 64 });
+        let without = Plan::new(&self::program(&[(3000, 512), (300, 700)]), &request(1 << 30)).unwrap();
+        let room = FactorRoom::of(&program).bytes();
+        assert_eq!(room, 3000 * 8 * 4);
+        for ram in [1 << 30, 3 << 20] {
+            let plan = Plan::new(&program, &request(ram)).unwrap();
+            let factors = plan.tiles.iter().take_while(|tile| tile.factors == Some(0));
+            let end = factors.fold(0, |next, tile| {
+                assert_eq!((tile.matrix.0, tile.rows.start), (0, next));
+                assert_eq!(tile.span.offset, 99_999_999 + 4 * next as u64);
+                assert_eq!(tile.span.len, 4 * tile.rows.len() as u64);
+                tile.rows.end
+            });
+            assert_eq!(end, 3000 * 8);
+            assert_eq!(
+                plan.tiles.iter().filter(|tile| tile.factors.is_some()).map(|tile| tile.rows.len()).sum::<usize>(),
+                end
+            );
+            assert_eq!(plan.memory.scratch, without.memory.scratch + room);
         }
     }
 

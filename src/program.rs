@@ -10,6 +10,7 @@ mod moe;
 mod recurrent;
 mod rope;
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use crate::checkpoint::{Span, Tensor};
@@ -54,6 +55,16 @@ pub struct Program {
 }
 
 impl Program {
+    /// Bytes of the matrices in each encoding, with their factors; experts included.
+    pub fn encodings(&self) -> BTreeMap<&'static str, u64> {
+        let experts = self.experts.iter().flat_map(|layer| &layer.experts).flat_map(|expert| &expert.matrices);
+        let mut bytes = BTreeMap::new();
+        for matrix in self.matrices.iter().chain(experts) {
+            *bytes.entry(matrix.encoding.name()).or_default() += matrix.bytes() + matrix.factor_bytes();
+        }
+        bytes
+    }
+
     /// The buffers that only rows with logits reach: those written by [`Step::Select`] and after it.
     pub fn selected_buffers(&self) -> Vec<Buffer> {
         let after = self.steps.iter().skip_while(|step| !matches!(step, Step::Select { .. }));
@@ -140,6 +151,11 @@ impl Matrix {
     /// Bytes of the whole matrix on disk.
     pub fn bytes(&self) -> u64 {
         self.stored_rows() as u64 * self.row_bytes() as u64
+    }
+
+    /// Bytes of the factors that are streamed before it.
+    pub fn factor_bytes(&self) -> u64 {
+        self.groups.iter().flat_map(|groups| &groups.parts).map(|part| part.tensor.span.len).sum()
     }
 
     /// Where some of its stored rows lie.

@@ -134,7 +134,8 @@ fn a_wrong_definition_is_noticed() {
     for form in forms() {
         for fault in form.faults {
             let error = error_of(&form, Some(*fault));
-            assert!(error > 1e-3, "{}: {fault:?} gives an NMSE of {error:e} only", form.name);
+            // Far from what passes, even where a step of one is the least there is in 256.
+            assert!(error > 100.0 * GATE, "{}: {fault:?} gives an NMSE of {error:e} only", form.name);
         }
     }
 }

@@ -1,6 +1,7 @@
 //! `plan`: where the memory would go and how long a token would take, from the plan and quick looks at the disk and at the
 //! processor or the GPU. No model is run.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -15,6 +16,7 @@ use crate::program::Program;
 
 use super::args;
 use super::hub;
+use super::inspect::encodings;
 use super::output;
 use super::table::{Table, count, data, memory, rate, seconds};
 
@@ -53,6 +55,8 @@ struct Report {
     /// Tokens of a prompt that share a pass.
     tokens_per_pass: usize,
     bytes_per_pass: u64,
+    /// Bytes of matrices by encoding.
+    encodings: BTreeMap<&'static str, u64>,
     disk_bytes_per_pass: u64,
     tiers: Tiers,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -150,6 +154,7 @@ impl Report {
             sequences: plan.sequences,
             tokens_per_pass: plan.rows,
             bytes_per_pass: plan.pass_bytes(),
+            encodings: outline.program().encodings(),
             disk_bytes_per_pass: plan.disk_bytes(),
             tiers: Tiers { device: share(Tier::Device), host: share(Tier::Host), disk: share(Tier::Disk) },
             experts: (plan.experts.bytes > 0).then_some(Experts {
@@ -201,7 +206,8 @@ impl Report {
                 format!("{} × {}", count(self.sequences as u64, "sequence"), count(self.context as u64, "token")),
             )
             .row("", "")
-            .row("weights in a pass", data(self.bytes_per_pass));
+            .row("weights in a pass", data(self.bytes_per_pass))
+            .row("  matrices", encodings(&self.encodings));
         if self.gpu_memory.is_some() {
             let device = &self.tiers.device;
             table.row("  kept on the GPU", format!("{} ({} %)", tier(device), percent(device)));

@@ -89,7 +89,7 @@ const FAMILIES: &[Family] = &[
 ];
 
 /// What every family is read from.
-const FORMS: &str = "safetensors, .bin: bf16, f16, f32, fp8";
+const FORMS: &str = "safetensors, .bin: bf16, f16, f32, fp8, int8, int4, nf4";
 
 /// A family that can be run, for people to read.
 #[derive(Clone, Copy, Debug, serde::Serialize)]
