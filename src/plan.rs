@@ -18,7 +18,7 @@ use crate::disk::align::enclose;
 use crate::error::{Error, Result};
 use crate::program::{FactorRoom, Groups, Matrix, MatrixId, Program, Step};
 
-pub use experts::{ExpertPlan, ExpertTile};
+pub use experts::{ExpertPlan, ExpertTile, span_bytes};
 
 /// Memory beyond this does nothing for the ring: it covers what is in flight (64 MiB by default) and the pause between
 /// two passes. More memory keeps more tiles instead.
@@ -122,12 +122,14 @@ pub struct Gpu {
     pub ring: usize,
     /// Bytes of the tiles that stay.
     pub tiles: usize,
+    /// Bytes for tiles of experts, which stay as long as there is room.
+    pub experts: usize,
 }
 
 impl Gpu {
     /// Bytes to be allocated: all but the context, in whole pages, which is what a driver gives.
     pub fn allocation(&self) -> usize {
-        (self.layout.len() + self.ring + self.tiles).next_multiple_of(PAGE)
+        (self.layout.len() + self.ring + self.tiles + self.experts).next_multiple_of(PAGE)
     }
 
     pub fn total(&self) -> u64 {
@@ -171,7 +173,7 @@ impl Plan {
             return Err(too_small(request, floor));
         }
         let (split, left) = Split::largest(program, request);
-        let working = experts::working(program, left, split.ring_floor, request.align);
+        let working = experts::working(split.expert_floor, left, split.ring_floor) / PAGE * PAGE;
         let (tiles, ring, host) = place(program, left - working, request.align);
         let (experts, cache) = experts::place(program, left - ring - host, request.align);
         Ok(Plan {
@@ -192,14 +194,20 @@ impl Plan {
     /// for which there is no room.
     pub fn disk_bytes(&self) -> u64 {
         let streamed: u64 = self.tiles.iter().filter(|tile| tile.tier == Tier::Disk).map(|tile| tile.span.len).sum();
-        let kept = (self.memory.experts as u64).min(self.experts.bytes);
-        let absent = u128::from(self.experts.bytes - kept) * u128::from(self.experts.token_bytes);
-        streamed + (absent / u128::from(self.experts.bytes.max(1))) as u64
+        streamed + self.absent(self.memory.experts + self.gpu.as_ref().map_or(0, |gpu| gpu.experts))
     }
 
-    /// Bytes that a pass copies to the GPU once the tiles that stay there are there.
+    /// Bytes that a pass with one token copies to the GPU once the tiles that stay there are there.
     pub fn copied_bytes(&self) -> u64 {
-        self.tiles.iter().filter(|tile| tile.tier != Tier::Device).map(|tile| tile.span.len).sum()
+        let streamed: u64 = self.tiles.iter().filter(|tile| tile.tier != Tier::Device).map(|tile| tile.span.len).sum();
+        streamed + self.absent(self.gpu.as_ref().map_or(0, |gpu| gpu.experts))
+    }
+
+    /// Of the bytes of a token's experts, the share for which so much memory has no room.
+    fn absent(&self, memory: usize) -> u64 {
+        let kept = (memory as u64).min(self.experts.bytes);
+        let absent = u128::from(self.experts.bytes - kept) * u128::from(self.experts.token_bytes);
+        (absent / u128::from(self.experts.bytes.max(1))) as u64
     }
 
     /// Bytes of weights that every pass multiplies: all but those of experts.
@@ -435,7 +443,7 @@ mod tests {
     }
 
     /// The floor that an error names, in bytes.
-    pub(super) fn named_floor(error: Error) -> u64 {
+    pub(super) fn named_floor(error: &Error) -> u64 {
         let text = error.to_string();
         let mib = text.split("at least ").nth(1).and_then(|rest| rest.split(' ').next()).expect("a floor");
         mib.parse::<u64>().expect("a number of MiB") << 20
@@ -478,7 +486,7 @@ mod tests {
                     prop_assert!(slots(&plan, Tier::Disk).1 * RING_TILES <= plan.memory.ring);
                 }
                 Err(error) => {
-                    let floor = named_floor(error);
+                    let floor = named_floor(&error);
                     prop_assert!(floor > ram);
                     prop_assert!(Plan::new(&program, &request(floor)).is_ok(), "the named floor of {floor} is not enough");
                 }

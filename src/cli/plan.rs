@@ -118,6 +118,7 @@ struct GpuMemory {
     context: u64,
     tiles: usize,
     ring: usize,
+    expert_cache: usize,
     kv_cache: usize,
     /// Activations, norms and biases, and what a pass brings along.
     activations: usize,
@@ -132,6 +133,7 @@ impl GpuMemory {
             context: gpu.context,
             tiles: gpu.tiles,
             ring: gpu.ring,
+            expert_cache: gpu.experts,
             kv_cache: gpu.layout.kv_len,
             activations: gpu.layout.fixed,
             total: gpu.total(),
@@ -244,6 +246,7 @@ impl Report {
                 .row("GPU budget", format!("{} (at least {})", memory(gpu.vram_bytes), memory(gpu.floor_bytes)))
                 .row("  weights", memory(gpu.tiles as u64))
                 .row("  ring", memory(gpu.ring as u64))
+                .row("  experts", memory(gpu.expert_cache as u64))
                 .row("  KV cache", memory(gpu.kv_cache as u64))
                 .row("  activations", memory(gpu.activations as u64))
                 .row("  driver", memory(gpu.context))

@@ -220,7 +220,7 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn route(&mut self, logits: Buffer, routing: &Routing) -> Result<Vec<usize>> {
+    fn route(&mut self, logits: Buffer, routing: &Routing, _feed: &mut Conveyor) -> Result<Vec<usize>> {
         let since = self.recorder.now();
         let chosen = self.choose(logits, routing);
         self.recorder.ran(since, 0);
