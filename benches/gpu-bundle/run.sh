@@ -27,7 +27,7 @@ for file in report.md report.json; do
 done
 scratch=$(mktemp -d "$out/scratch.XXXXXX") || exit 2
 watch=
-trap '[[ $watch ]] && kill "$watch"; rm -rf "$scratch"' EXIT
+trap '[[ $watch ]] && kill "$watch" 2>/dev/null; rm -rf "$scratch"' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
