@@ -374,43 +374,25 @@ impl Steps {
         let (encoding, blocks) = weights(matrix).expect("programs are checked before they run");
         let scale = matrix.scales.map_or(0, |scales| self.at(self.layout.vectors[scales.vector.0]));
         let (x_stride, out_stride) = (self.stride(product.input), self.stride(product.output));
-        let out = self.changed(product.output) + 4 * product.first as u64;
-        for run in runs {
-            let at_once = if run.phase == Phase::Answer { MAX_DECODE_ROWS } else { run.rows.len() };
-            for first in run.rows.clone().step_by(at_once) {
-                let out = (out + 4 * (first as i64 * out_stride) as u64) as *mut f32;
-                let gemm = GemmParams {
-                    w: Weights {
-                        data: address as *const _,
-                        scale: scale as *const _,
-                        first_row: tile.rows.start as i32,
-                        ..blocks
-                    },
-                    x: (x + (first as i64 * x_stride) as u64 * x_bytes) as *const _,
-                    out,
-                    residual: if product.add { out } else { std::ptr::null() },
-                    bias: self.vector(product.bias),
-                    x_stride,
-                    out_stride,
-                    m: at_once.min(run.rows.end - first) as i32,
-                    n: tile.rows.len() as i32,
-                    k: matrix.cols as i32,
-                };
-                match run.phase {
-                    Phase::Answer => queue.launch(&gemm::decode(encoding, &gemm), &gemm)?,
-                    Phase::Prompt => {
-                        let params = PrefillParams {
-                            product: gemm,
-                            gather: std::ptr::null(),
-                            out16: std::ptr::null_mut(),
-                            out16_dtype: Dtype::DTYPE_F32,
-                        };
-                        queue.launch(&gemm_prefill::prefill(encoding, &params), &params)?;
-                    }
-                }
-            }
-        }
-        Ok(())
+        let out = (self.changed(product.output) + 4 * product.first as u64) as *mut f32;
+        let gemm = GemmParams {
+            w: Weights {
+                data: address as *const _,
+                scale: scale as *const _,
+                first_row: tile.rows.start as i32,
+                ..blocks
+            },
+            x: x as *const _,
+            out,
+            residual: if product.add { out } else { std::ptr::null() },
+            bias: self.vector(product.bias),
+            x_stride,
+            out_stride,
+            m: rows as i32,
+            n: tile.rows.len() as i32,
+            k: matrix.cols as i32,
+        };
+        queue.product(encoding, &gemm, x_bytes, runs)
     }
 
     /// The input of a product as its operands, made if need be: address, and bytes of an element.
@@ -563,6 +545,38 @@ impl Queue<'_> {
         // GPU's memory that the plan has laid out for them in the sizes of a pass, which the engine has checked, and a tile
         // that stays where it is until it is reported as used. One stream orders all that touches them.
         unsafe { self.card.launch(self.stream, launch, params) }
+    }
+
+    /// A product, which `all` describes from its first row on, with numbers of `x_bytes` to multiply: each phase's rows with
+    /// its own kernels.
+    fn product(&self, encoding: gemm::Encoding, all: &GemmParams, x_bytes: u64, runs: &[Run]) -> Result<()> {
+        let (x, out) = (all.x as u64, all.out as u64);
+        for run in runs {
+            let at_once = if run.phase == Phase::Answer { MAX_DECODE_ROWS } else { run.rows.len() };
+            for first in run.rows.clone().step_by(at_once) {
+                let out = (out + 4 * (first as i64 * all.out_stride) as u64) as *mut f32;
+                let gemm = GemmParams {
+                    x: (x + (first as i64 * all.x_stride) as u64 * x_bytes) as *const _,
+                    out,
+                    residual: if all.residual.is_null() { all.residual } else { out },
+                    m: at_once.min(run.rows.end - first) as i32,
+                    ..*all
+                };
+                match run.phase {
+                    Phase::Answer => self.launch(&gemm::decode(encoding, &gemm), &gemm)?,
+                    Phase::Prompt => {
+                        let params = PrefillParams {
+                            product: gemm,
+                            gather: std::ptr::null(),
+                            out16: std::ptr::null_mut(),
+                            out16_dtype: Dtype::DTYPE_F32,
+                        };
+                        self.launch(&gemm_prefill::prefill(encoding, &params), &params)?;
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     fn convert(&self, params: &ConvertParams) -> Result<()> {
