@@ -176,7 +176,7 @@ impl Walk<'_> {
         let count = layer.experts.len();
         self.reads(logits, count)?;
         let open = self.heads(count, groups)? * top_groups;
-        let possible = top_groups <= groups && (1..=open).contains(&top_k) && top_k == layer.top_k;
+        let possible = top_groups <= groups && (1..=open).contains(&top_k) && top_k <= layer.top_k;
         require(possible, || format!("it takes {top_k} of {open} experts"))?;
         routing.correction.map_or(Ok(()), |vector| self.vector(vector, &[count]))
     }
