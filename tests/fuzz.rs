@@ -21,11 +21,10 @@ static MEMORY: PeakAlloc = PeakAlloc;
 /// Changed inputs for each target, if LAYERSTREAM_FUZZ_INPUTS does not say how many.
 const INPUTS: u64 = 100;
 
-/// Bytes that any input may cost: tables of a regular expression, say. The target that runs models may have their budget.
-const FREE: usize = 24 << 20;
-const MODEL: usize = 64 << 20;
+/// Bytes that any input may cost: tables of a regular expression, say.
+const FREE: usize = 4 << 20;
 /// Bytes that a byte of the input may cost beyond that.
-const EACH: usize = 1000;
+const EACH: usize = 200;
 
 /// What parsers tend to trust.
 const WORDS: &[&[u8]] = &[
@@ -102,7 +101,7 @@ fn no_input_is_too_much() {
             MEMORY.reset_peak_usage();
             let panic = std::panic::catch_unwind(|| target(&bytes)).err();
             let used = MEMORY.peak_usage().saturating_sub(before);
-            let allowed = FREE + EACH * bytes.len() + if *name == "config" { MODEL } else { 0 };
+            let allowed = FREE + EACH * bytes.len();
             if panic.is_some() || used > allowed {
                 drop(std::panic::take_hook());
                 let problem = match panic {
