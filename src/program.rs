@@ -5,6 +5,7 @@
 //! Activations live in *buffers*, row-major `[tokens, width]` in float32. Rows are the tokens of one pass, possibly of
 //! several sequences. A step reads and writes different buffers, unless it says "in place".
 
+mod check;
 mod groups;
 mod moe;
 mod recurrent;

@@ -122,7 +122,7 @@ impl Moe {
 
 impl Builder<'_> {
     /// Buffers for this.
-    pub fn moe_buffers(&mut self, moe: &Moe) -> MoeBuffers {
+    pub(super) fn moe_buffers(&mut self, moe: &Moe) -> MoeBuffers {
         let packed = matches!(moe.stored, Stored::Columns(_)).then(|| self.buffer(2 * moe.intermediate));
         MoeBuffers {
             logits: self.buffer(moe.experts),
@@ -139,7 +139,14 @@ impl Builder<'_> {
     }
 
     /// `output += experts(input)`, with the tensors of the layer that `prefix` names.
-    pub fn moe(&mut self, sparse: &Sparse, on: &MoeBuffers, prefix: &str, input: Buffer, output: Buffer) -> Result<()> {
+    pub(super) fn moe(
+        &mut self,
+        sparse: &Sparse,
+        on: &MoeBuffers,
+        prefix: &str,
+        input: Buffer,
+        output: Buffer,
+    ) -> Result<()> {
         let moe = &sparse.moe;
         let at = &format!("{prefix}{}", sparse.block);
         let name = format!("{at}.{}", sparse.router);
