@@ -97,8 +97,8 @@ fn convolve_case(check: &mut Check, rows: &[usize], channels: usize, taps: usize
         }
         Ok(made.map(|output| check.read(output)))
     };
-    let got = run(convolve, &[list.clone()])?;
-    let naive = run(naive_convolve, &[list.clone()])?;
+    let got = run(convolve, std::slice::from_ref(&list))?;
+    let naive = run(naive_convolve, std::slice::from_ref(&list))?;
     let cut = run(convolve, &cut(&list))?;
 
     // What lies between rows stays as it is.
@@ -184,8 +184,8 @@ fn delta_rule_case(check: &mut Check, rows: &[usize], heads: Heads) -> Outcome {
         }
         Ok(made.map(|output| check.read(output)))
     };
-    let got = run(delta_rule, &[list.clone()])?;
-    let naive = run(naive_delta_rule, &[list.clone()])?;
+    let got = run(delta_rule, std::slice::from_ref(&list))?;
+    let naive = run(naive_delta_rule, std::slice::from_ref(&list))?;
     let cut = run(delta_rule, &cut(&list))?;
 
     let mut truth: Made = [vec![f64::NAN; got[0].len()], vec![f64::NAN; states.len()]];
