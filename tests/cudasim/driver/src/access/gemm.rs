@@ -1,12 +1,12 @@
 //! What matrix products touch: the tile's weights and their scales, activations, and columns of the result.
 
-use layerstream_kernels::params::{GemmParams, PrefillParams, Weights};
+use layerstream_kernels::params::{GemmParams, PrefillParams, RowLengthsParams, TransposedParams, Weights};
 
 use super::{Rows, Tile, Touch, size};
 
-/// The encoding in a kernel's name: `gemm_bf16_m8`, `gemm_prefill_nf4_simt`.
+/// The encoding in a kernel's name: `gemm_bf16_m8`, `gemm_prefill_nf4_simt`, `row_lengths_f16`.
 fn encoding(kernel: &str) -> &str {
-    let name = kernel.trim_start_matches("gemm_").trim_start_matches("prefill_");
+    let name = kernel.trim_start_matches("gemm_").trim_start_matches("prefill_").trim_start_matches("row_lengths_");
     name.split('_').next().unwrap_or(name)
 }
 
@@ -54,6 +54,10 @@ fn weights(encoding: &str, w: &Weights, n: i32, k: i32, t: &mut Touch) {
 fn product(encoding: &str, p: &GemmParams, t: &mut Touch) {
     weights(encoding, &p.w, p.n, p.k, t);
     t.vector("bias", &p.bias, p.w.first_row.into(), p.n.into());
+    if !p.lengths.is_null() {
+        let first = (p.lengths as u64).wrapping_add_signed(i64::from(p.w.first_row) * 4);
+        t.touch("lengths", first, Rows::one(i64::from(p.n) * 4), false);
+    }
     if !p.residual.is_null() {
         columns("residual", p.residual as u64, 4, false, p, t);
     }
@@ -92,4 +96,21 @@ pub fn prefill(kernel: &str, params: &PrefillParams, t: &mut Touch) {
     } else {
         columns("out16", params.out16 as u64, size(params.out16_dtype), true, p, t);
     }
+}
+
+pub fn lengths(kernel: &str, p: &RowLengthsParams, t: &mut Touch) {
+    weights(encoding(kernel), &p.w, p.n, p.k, t);
+    let address = p.lengths as u64;
+    let first = if address == 0 { 0 } else { address.wrapping_add_signed(i64::from(p.w.first_row) * 4) };
+    t.touch("lengths", first, Rows::one(i64::from(p.n) * 4), true);
+    // The multiply reports the tile.
+    t.tile = None;
+}
+
+pub fn transposed(p: &TransposedParams, t: &mut Touch) {
+    let bytes = i64::from(p.n) * i64::from(p.k) * size(p.dtype);
+    t.read("w", p.w, Rows::one(bytes));
+    t.read("x", p.x, Rows::of(p.m, p.x_stride, p.k.into(), 4));
+    t.vector("bias", &p.bias, 0, p.n.into());
+    t.write("out", p.out, Rows::of(p.m, p.out_stride, p.n.into(), 4));
 }
