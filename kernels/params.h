@@ -57,7 +57,7 @@ struct RopeParams {
     const float *k;                   /* [rows, kv_heads, dim] */
     const float *v;                   /* [rows, kv_heads, v_dim] */
     const float *k_shared;            /* [rows, rotary_dim]; optional: the elements that turn, for all key heads (MLA) */
-    const float *cos;                 /* [rows, rotary_dim / 2] */
+    const float *cos;                 /* [rows, rotary_dim / 2]; null, as sin then is: the elements have turned already */
     const float *sin;                 /* [rows, rotary_dim / 2] */
     void *keys;                       /* cache, rows of dim */
     void *values;                     /* cache, rows of v_dim */
@@ -226,6 +226,65 @@ struct ScaleRowsParams {
     const float *factors; /* [rows] */
     long long stride;
     int rows, n;
+};
+
+/* gated_add (gated_add.cu): out[r][i] = x[r][i] * sigmoid(gate[r]) + add[r][i]
+ *
+ * A sum of two rows, a row times the gate of a token, or both. `out` may be `x` or `add`. */
+struct GatedAddParams {
+    const float *x;    /* [rows, n] */
+    const float *gate; /* [rows], gate_stride apart; optional: x as it is */
+    const float *add;  /* optional; laid out as out */
+    float *out;        /* [rows, n] */
+    long long stride, gate_stride, out_stride;
+    int rows, n;
+};
+
+/* Some consecutive rows of a pass that are tokens of one sequence, for layers that keep a state of it. */
+struct Stretch {
+    int first_row; /* of the pass */
+    int rows;      /* of the pass; not 0 */
+    int from;      /* number of the state that the tokens before have left; negative: a state of zeroes */
+    int to;        /* number of the state that these leave; not `from` */
+};
+
+/* convolve (recurrent.cu): a causal convolution of each channel over the tokens of each stretch, in place,
+ *
+ *   x[t][c] = sum over j of weight[c][j] * x[t - taps + 1 + j][c]
+ *
+ * The state is the taps - 1 rows before the first. */
+struct ConvolveParams {
+    float *x;                         /* [rows of the pass, channels] */
+    const float *weight;              /* [channels, taps] */
+    float *states;                    /* [any, taps - 1, channels] */
+    const struct Stretch *stretches;  /* [stretch_count]: only their rows are computed */
+    long long stride;
+    int stretch_count;
+    int channels, taps;
+};
+
+/* delta_rule_* (recurrent.cu): the gated delta rule (Yang et al. 2024, arXiv:2412.06464), token by token for each head,
+ *
+ *   S = g * S;   S += k (x) (b * (v - S k));   out = S q
+ *   g = exp(-exp(log_decay) * softplus(decay + decay_bias)),   b = sigmoid(write)
+ *
+ * where q and k have been divided by their lengths, and q also by sqrt(key_dim). A row of `mixed` is the queries of
+ * key_heads heads, their keys, and the values of value_heads heads; value_heads / key_heads consecutive ones share a key
+ * head. */
+struct DeltaRuleParams {
+    const float *mixed;               /* [rows of the pass, 2 * key_heads * key_dim + value_heads * value_dim] */
+    const float *decay;               /* [rows of the pass, value_heads] */
+    const float *write;               /* [rows of the pass, value_heads] */
+    const float *log_decay;           /* [value_heads] */
+    const float *decay_bias;          /* [value_heads] */
+    float *states;                    /* [any, value_heads, value_dim, key_dim] */
+    float *out;                       /* [rows of the pass, value_heads, value_dim] */
+    const struct Stretch *stretches;  /* [stretch_count]: only their rows are computed */
+    long long mixed_stride, decay_stride, write_stride, out_stride;
+    int stretch_count;
+    int key_heads, value_heads;
+    int key_dim;                      /* at most 256 */
+    int value_dim;
 };
 
 /* How router logits become the scores of experts. */

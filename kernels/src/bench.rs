@@ -10,10 +10,12 @@ use crate::launch::gemm::Encoding;
 
 pub mod attention;
 pub mod convert;
+pub mod gated_add;
 pub mod gemm;
 pub mod mlp;
 pub mod moe;
 pub mod norm;
+pub mod recurrent;
 pub mod rope;
 pub mod rows;
 pub mod sample;
@@ -118,6 +120,21 @@ pub const ALL: &[Bench] = &[
         prepare: moe::prepare_route,
     },
     Bench { name: "moe_sum", about: "sum of what 8 experts made of --m rows of --k", prepare: moe::prepare_sum },
+    Bench {
+        name: "gated_add",
+        about: "--m rows of --n times a gate each, added to others",
+        prepare: gated_add::prepare,
+    },
+    Bench {
+        name: "recurrent_convolve",
+        about: "convolution of --n channels over --m tokens, four at a time",
+        prepare: recurrent::prepare_convolve,
+    },
+    Bench {
+        name: "recurrent_delta_rule",
+        about: "gated delta rule over --m tokens; --heads --kv-heads --head-dim",
+        prepare: recurrent::prepare_delta_rule,
+    },
     Bench { name: "sample_soft_cap", about: "soft cap of --m rows of --n logits", prepare: sample::prepare_soft_cap },
     Bench { name: "sample_top_k", about: "the --k largest of --m rows of --n logits", prepare: sample::prepare_top_k },
 ];

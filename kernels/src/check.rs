@@ -14,6 +14,7 @@ use crate::params::Dtype;
 
 pub mod attention;
 pub mod convert;
+pub mod gated_add;
 pub mod gemm;
 pub mod gemm_prefill;
 pub mod lengths;
@@ -22,6 +23,7 @@ pub mod moe;
 pub mod norm;
 pub mod peak;
 mod ragged;
+pub mod recurrent;
 pub mod rope;
 pub mod rows;
 pub mod sample;
@@ -55,6 +57,9 @@ macro_rules! every_check {
             moe_experts_of_a_row_do_not_depend_on_its_neighbours: $crate::check::moe::check_neighbours;
             sample_soft_cap_matches_float64: $crate::check::sample::check_soft_cap;
             sample_top_k_is_right: $crate::check::sample::check_top_k;
+            gated_add_matches_float64: $crate::check::gated_add::check;
+            recurrent_convolve_matches_float64: $crate::check::recurrent::check_convolve;
+            recurrent_delta_rule_matches_float64: $crate::check::recurrent::check_delta_rule;
             peak_is_exact: $crate::check::peak::check;
         }
     };

@@ -3,6 +3,7 @@
 
 pub mod attention;
 pub mod convert;
+pub mod gated_add;
 pub mod gemm;
 pub mod gemm_prefill;
 pub mod lengths;
@@ -10,6 +11,7 @@ pub mod mlp;
 pub mod moe;
 pub mod norm;
 pub mod peak;
+pub mod recurrent;
 pub mod rope;
 pub mod rows;
 pub mod sample;

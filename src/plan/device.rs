@@ -14,6 +14,9 @@ pub const ALIGN: usize = 256;
 /// Bytes of an entry of the list of sequences that kernels are given (`struct Sequence` of kernels/params.h).
 pub const SEQUENCE_BYTES: usize = 24;
 
+/// Bytes of an entry of the list of stretches that kernels of layers with a state are given (`struct Stretch`).
+pub const STRETCH_BYTES: usize = 16;
+
 /// Positions whose sums attention over few queries keeps apart (kernels/attention.cuh).
 const SPLIT_KEYS: usize = 256;
 
@@ -67,6 +70,8 @@ pub struct Notes {
     pub row_sequence: usize,
     /// The rows that have logits.
     pub selected: usize,
+    /// The rows of each sequence, where layers keep states.
+    pub stretches: Option<usize>,
     /// Cosines and sines of each rope, `[rows, pairs]`.
     pub angles: Vec<[usize; 2]>,
     /// For each [`Step::ScaleQueries`], in order, the factors of the rows.
@@ -95,7 +100,9 @@ pub struct Layout {
     /// Keys and values, by attention layer. Where they are not resident, layers take turns in two places.
     pub kv: Vec<[usize; 2]>,
     pub kv_resident: bool,
-    /// Bytes up to the KV cache, and of the KV cache.
+    /// States of layers that keep one: `[sequences, 2]` of each.
+    pub states: Vec<usize>,
+    /// Bytes up to what is remembered of sequences (states, keys and values), and of that.
     pub fixed: usize,
     pub kv_len: usize,
 }
@@ -128,6 +135,12 @@ impl Layout {
         let workspace = take(workspace(program, size) * size_of::<f32>());
         let lengths = take(normalised_rows(program) * size_of::<f32>());
         let fixed = end;
+        let states = program.states.iter().map(|numbers| {
+            let at = end;
+            end += (2 * size.sequences * numbers * size_of::<f32>()).next_multiple_of(ALIGN);
+            at
+        });
+        let states = states.collect();
         let kv = kv(program, size, kv_resident, &mut end);
         let kv_len = end - fixed;
         Layout {
@@ -138,6 +151,7 @@ impl Layout {
             notes,
             embedding,
             workspace,
+            states,
             lengths,
             kv,
             kv_resident,
@@ -169,11 +183,12 @@ impl Notes {
         // Every row may be a piece of its own.
         let sequences = cuts(program).iter().map(|_| take(rows * SEQUENCE_BYTES)).collect();
         let (row_sequence, selected) = (take(rows * 4), take(rows * 4));
+        let stretches = (!program.states.is_empty()).then(|| take(size.sequences * STRETCH_BYTES));
         let table = |pairs: usize, take: &mut dyn FnMut(usize) -> usize| [(); 2].map(|()| take(rows * pairs * 4));
         let angles = program.ropes.iter().map(|rope| table(rope.rotary_dim() / 2, &mut take)).collect();
         let scaled = program.steps.iter().filter(|step| matches!(step, Step::ScaleQueries { .. }));
         let factors = scaled.map(|_| take(rows * 4)).collect();
-        Notes { sequences, row_sequence, selected, angles, factors, len }
+        Notes { sequences, row_sequence, selected, stretches, angles, factors, len }
     }
 }
 
@@ -259,12 +274,6 @@ fn without_kernel(step: &Step) -> Vec<Buffer> {
             let packed = experts.packed.map(|(packed, _)| packed);
             [input, output, gathered, gate, up, made].into_iter().chain(packed).collect()
         }
-        Step::GateRows { gate, buffer } => vec![*gate, *buffer],
-        Step::Add { input, output } => vec![*input, *output],
-        Step::AppendShared { packed, shared, .. } => vec![*packed, *shared],
-        Step::Join { parts, output } => parts.iter().copied().chain([*output]).collect(),
-        Step::Convolve(convolution) => vec![convolution.buffer],
-        Step::DeltaRule(rule) => vec![rule.mixed, rule.decay, rule.write, rule.output],
         _ => Vec::new(),
     }
 }
@@ -295,6 +304,15 @@ fn rooms(program: &Program) -> Vec<Room> {
             | Step::Activate { buffer, .. }
             | Step::SoftCap { buffer, .. } => wide(&[*buffer]),
             Step::Append { keys, values, .. } => wide(&[*keys, *values]),
+            Step::AppendShared { packed, shared, .. } => wide(&[*packed, *shared]),
+            Step::Add { input, output } => wide(&[*input, *output]),
+            Step::GateRows { gate, buffer } => wide(&[*gate, *buffer]),
+            Step::Join { parts, output } => {
+                wide(parts);
+                wide(&[*output]);
+            }
+            Step::Convolve(convolution) => wide(&[convolution.buffer]),
+            Step::DeltaRule(rule) => wide(&[rule.mixed, rule.decay, rule.write, rule.output]),
             Step::Attend { queries, .. } => wide(&[*queries]),
             Step::Glu { gate, up, .. } => wide(&[*gate, *up]),
             other => wide(&without_kernel(other)),
@@ -308,6 +326,12 @@ fn rooms(program: &Program) -> Vec<Room> {
             | Step::ScaleQueries { buffer, .. }
             | Step::SoftCap { buffer, .. } => read(&[*buffer]),
             Step::Append { keys, values, .. } => read(&[*keys, *values]),
+            Step::AppendShared { packed, shared, .. } => read(&[*packed, *shared]),
+            Step::Add { input, output } => read(&[*input, *output]),
+            Step::GateRows { gate, buffer } => read(&[*gate, *buffer]),
+            Step::Join { parts, .. } => read(parts),
+            Step::Convolve(convolution) => read(&[convolution.buffer]),
+            Step::DeltaRule(rule) => read(&[rule.mixed, rule.decay, rule.write]),
             Step::Attend { queries, .. } => read(&[*queries]),
             // The gate itself is what the step replaces, and may replace by operands.
             Step::Glu { up, .. } => read(&[*up]),
@@ -339,4 +363,28 @@ fn rooms(program: &Program) -> Vec<Room> {
     // Callers get the logits as they lie there.
     rooms[program.logits.0].stride = program.buffers[program.logits.0];
     rooms
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::program;
+    use super::*;
+
+    #[test]
+    fn states_lie_before_keys_and_values_twice_for_each_sequence() {
+        let mut program = program(&[(1000, 512), (300, 700)]);
+        let size = Size { rows: 7, logit_rows: 3, context: 100, sequences: 3 };
+        for resident in [true, false] {
+            program.states = Vec::new();
+            let without = Layout::new(&program, size, resident);
+            assert_eq!((without.states.len(), without.notes.stretches), (0, None));
+            program.states = vec![5, 640];
+            let with = Layout::new(&program, size, resident);
+            // 2 · 3 · 5 numbers and 2 · 3 · 640, each from a multiple of 256 bytes on.
+            assert_eq!(with.states, [with.fixed, with.fixed + 256]);
+            assert_eq!(with.kv[0][0], with.fixed + 256 + 15_360);
+            assert_eq!(with.kv_len, without.kv_len + 256 + 15_360);
+            assert_eq!(with.fixed, without.fixed + ALIGN, "the list of stretches");
+        }
+    }
 }

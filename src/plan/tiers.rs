@@ -78,6 +78,8 @@ impl Split {
     fn with(program: &Program, request: &Request, gpu: &GpuRequest, rows: usize, kv_resident: bool) -> Split {
         let logit_rows = if request.all_logits { rows } else { request.sequences.min(rows) };
         let size = Size { rows, logit_rows, context: request.context, sequences: request.sequences };
+        // A layer that leaves takes turns in two places, one of which it could have had.
+        let kv_resident = kv_resident || program.kv.len() < 2;
         let layout = Layout::new(program, size, kv_resident);
         let dtype = device::kv_dtype(program);
         let kv = match kv_resident {

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 const OLDEST: u32 = 75;
 
 /// Every kernel that steps may launch, by the file it is in. All are found at the start, so that the driver loads them then.
-const KERNELS: [(&str, &[&str]); 12] = [
+const KERNELS: [(&str, &[&str]); 14] = [
     (
         "gemm",
         &[
@@ -66,6 +66,8 @@ const KERNELS: [(&str, &[&str]); 12] = [
     ("rows", &["scale_rows"]),
     ("lengths", &["row_lengths_f32", "row_lengths_f16", "row_lengths_bf16", "row_lengths_fp8"]),
     ("transposed", &["gemm_transposed_m8", "gemm_transposed_m32"]),
+    ("gated_add", &["gated_add"]),
+    ("recurrent", &["convolve", "delta_rule_128", "delta_rule_256"]),
     ("sample", &["soft_cap"]),
 ];
 

@@ -15,6 +15,7 @@ mod notes;
 mod products;
 mod ring;
 mod staging;
+mod states;
 mod steps;
 mod traps;
 
@@ -43,6 +44,7 @@ use kv::KvStream;
 use marks::{Marks, What};
 use notes::Batch;
 use staging::{Registered, Staging};
+use states::States;
 use steps::Steps;
 use traps::Trap;
 
@@ -51,6 +53,7 @@ pub(crate) struct CudaBackend {
     feed: Feed,
     steps: Steps,
     kv: KvStream,
+    states: States,
     compute: Stream,
     marks: Marks,
     recorder: Recorder,
@@ -108,6 +111,7 @@ impl CudaBackend {
             feed,
             steps: Steps::new(&program, &layout, plan.sequences, base),
             kv: KvStream::new(gpu, &program, plan, &layout, base)?,
+            states: States::new(plan.sequences),
             compute,
             marks,
             recorder,
@@ -131,6 +135,7 @@ impl Backend for CudaBackend {
         self.tile = 0;
         let notes = &self.layout.notes;
         self.batch = Batch::write(&self.program, notes, self.context, segments, self.staging.notes());
+        self.states.begin(notes, segments, self.staging.notes());
         self.steps.begin();
         self.marks.begin(&self.compute, What::Begin)?;
         self.marks.end(&self.compute)?;
@@ -145,7 +150,7 @@ impl Backend for CudaBackend {
 
     fn run(&mut self, step: &Step, _: &[Segment]) -> Result<()> {
         self.read_marks()?;
-        if let Step::Append { layer, .. } = step {
+        if let Step::Append { layer, .. } | Step::AppendShared { layer, .. } = step {
             self.kv.before_append(*layer, &self.compute, self.feed.copies())?;
         }
         self.marks.begin(&self.compute, What::Step(self.marks.step()))?;
@@ -156,7 +161,9 @@ impl Backend for CudaBackend {
         }
         self.steps.run(&self.card, &self.compute, &self.program, &self.batch, step)?;
         match step {
-            Step::Append { layer, .. } => self.kv.after_append(*layer, &self.compute)?,
+            Step::Append { layer, .. } | Step::AppendShared { layer, .. } => {
+                self.kv.after_append(*layer, &self.compute)?
+            }
             Step::Attend { layer, .. } => self.kv.after_attend(*layer, &self.compute)?,
             _ => {}
         }
@@ -196,6 +203,7 @@ impl Backend for CudaBackend {
         }
         self.feed.copies().1.read()?;
         self.marks.read()?;
+        self.states.keep();
         Ok(())
     }
 

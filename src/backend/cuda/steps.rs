@@ -4,6 +4,9 @@
 //! Buffers are float32, and what products read is rounded to the 16 bits that they multiply: by the step that makes it,
 //! where nobody else reads it, else by a conversion before the product.
 
+mod recurrent;
+mod rows;
+
 use layerstream_kernels::driver::Stream;
 use layerstream_kernels::launch::norm::Norm as NormKernel;
 use layerstream_kernels::launch::{attention, convert, mlp, norm, rope, rows as row_kernels, sample};
@@ -25,9 +28,8 @@ use crate::program::{Activation, Attention, Buffer, KvShape, Norm, NormKind, Pro
 pub fn unsupported(program: &Program) -> Option<String> {
     let step = |step: &Step| match step {
         Step::MatMul(product) => products::unsupported(program, product),
-        Step::Route { .. } | Step::Experts(_) | Step::GateRows { .. } | Step::Add { .. } => Some("experts".into()),
-        Step::AppendShared { .. } => Some("latent attention".into()),
-        Step::Convolve(_) | Step::DeltaRule(_) | Step::Join { .. } => Some("the gated delta rule".into()),
+        Step::Route { .. } | Step::Experts(_) => Some("experts".into()),
+        Step::DeltaRule(rule) => recurrent::unsupported(rule),
         Step::Attend { attention: Attention { turn_keys: Some(_), .. }, .. } => Some("keys that turn anew".into()),
         Step::Attend { layer, .. } => {
             let KvShape { key_dim, value_dim, .. } = program.kv[*layer];
@@ -234,9 +236,7 @@ impl Steps {
                 })
             }
             Step::Append { layer, keys, values } => {
-                let KvShape { heads, key_dim, value_dim } = program.kv[*layer];
-                let cut = self.cut(Cut { heads, chunk: None });
-                let [k_cache, v_cache] = self.layout.kv[*layer].map(|at| self.at(at));
+                let KvShape { key_dim, value_dim, .. } = program.kv[*layer];
                 queue.rope(&RopeParams {
                     k: self.wide(*keys) as *const f32,
                     v: self.wide(*values) as *const f32,
@@ -244,18 +244,33 @@ impl Steps {
                     v_stride: self.stride(*values),
                     k_head_stride: key_dim as i32,
                     v_head_stride: value_dim as i32,
-                    keys: k_cache as *mut _,
-                    values: v_cache as *mut _,
-                    sequences: self.note(self.layout.notes.sequences[cut]) as *const Sequence,
-                    row_sequence: self.note(self.layout.notes.row_sequence) as *const i32,
-                    rows: rows as i32,
-                    kv_heads: heads as i32,
-                    dim: key_dim as i32,
-                    v_dim: value_dim as i32,
-                    cache_dtype: kernel_dtype(kv_dtype(program)),
-                    ..RopeParams::default()
+                    ..self.append(program, *layer, rows)
                 })
             }
+            Step::AppendShared { layer, packed, shared } => {
+                let shape = program.kv[*layer];
+                let own = shape.key_dim - program.buffers[shared.0];
+                let packed_values = self.wide(*packed) + 4 * own as u64;
+                queue.rope(&RopeParams {
+                    k: self.wide(*packed) as *const f32,
+                    v: packed_values as *const f32,
+                    k_stride: self.stride(*packed),
+                    v_stride: self.stride(*packed),
+                    k_head_stride: (own + shape.value_dim) as i32,
+                    v_head_stride: (own + shape.value_dim) as i32,
+                    // Which have turned already.
+                    k_shared: self.wide(*shared) as *const f32,
+                    k_shared_stride: self.stride(*shared),
+                    rotary_start: own as i32,
+                    rotary_dim: program.buffers[shared.0] as i32,
+                    ..self.append(program, *layer, rows)
+                })
+            }
+            Step::Join { parts, output } => self.join(&queue, program, parts, *output, rows),
+            Step::Add { input, output } => self.add(&queue, program, *input, *output, rows),
+            Step::GateRows { gate, buffer } => self.gate_rows(&queue, program, *gate, *buffer, rows),
+            Step::Convolve(convolution) => self.convolve(&queue, program, batch, convolution),
+            Step::DeltaRule(rule) => self.delta_rule(&queue, batch, rule),
             Step::Attend { layer, queries, output, attention } => {
                 self.attend(&queue, program, batch, *layer, *queries, *output, attention)
             }
@@ -335,14 +350,7 @@ impl Steps {
                     scale: 1.0,
                 })
             }
-            Step::Route { .. }
-            | Step::Experts(_)
-            | Step::GateRows { .. }
-            | Step::Add { .. }
-            | Step::AppendShared { .. }
-            | Step::Convolve(_)
-            | Step::DeltaRule(_)
-            | Step::Join { .. } => unreachable!("programs are checked before they run"),
+            Step::Route { .. } | Step::Experts(_) => unreachable!("programs are checked before they run"),
         }
     }
 
@@ -394,6 +402,25 @@ impl Steps {
             let (gain, bias) = (part(params.gain, head), part(params.bias, head));
             queue.norm(norm.kind, &NormParams { gain, bias, ..params })
         })
+    }
+
+    /// An append to a layer's cache, without what is appended.
+    fn append(&self, program: &Program, layer: usize, rows: usize) -> RopeParams {
+        let KvShape { heads, key_dim, value_dim } = program.kv[layer];
+        let cut = self.cut(Cut { heads, chunk: None });
+        let [keys, values] = self.layout.kv[layer].map(|at| self.at(at) as *mut _);
+        RopeParams {
+            keys,
+            values,
+            sequences: self.note(self.layout.notes.sequences[cut]) as *const Sequence,
+            row_sequence: self.note(self.layout.notes.row_sequence) as *const i32,
+            rows: rows as i32,
+            kv_heads: heads as i32,
+            dim: key_dim as i32,
+            v_dim: value_dim as i32,
+            cache_dtype: kernel_dtype(kv_dtype(program)),
+            ..RopeParams::default()
+        }
     }
 
     fn cut(&self, cut: Cut) -> usize {

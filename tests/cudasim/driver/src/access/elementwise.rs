@@ -1,7 +1,9 @@
 //! What the kernels that work row by row touch: norms, conversions, the middle of an MLP, and those that measure.
 
 use layerstream_kernels::launch::{Launch, peak};
-use layerstream_kernels::params::{ActivateParams, ConvertParams, GluParams, NormParams, PeakParams, ScaleRowsParams};
+use layerstream_kernels::params::{
+    ActivateParams, ConvertParams, GatedAddParams, GluParams, NormParams, PeakParams, ScaleRowsParams,
+};
 
 use super::{Rows, Touch, size};
 
@@ -60,8 +62,16 @@ pub fn activate(p: &ActivateParams, t: &mut Touch) {
 }
 
 pub fn scale_rows(p: &ScaleRowsParams, t: &mut Touch) {
-    t.read("factors", p.factors, Rows::one(i64::from(p.rows) * 4));
+    t.read("factors", p.factors, Rows::packed(p.rows, 1, 4));
     t.write("x", p.x, Rows::of(p.rows, p.stride, p.n.into(), 4));
+}
+
+pub fn gated_add(p: &GatedAddParams, t: &mut Touch) {
+    let n = i64::from(p.n);
+    t.read("x", p.x, Rows::of(p.rows, p.stride, n, 4));
+    t.read_any("gate", p.gate, Rows::of(p.rows, p.gate_stride, 1, 4));
+    t.read_any("add", p.add, Rows::of(p.rows, p.out_stride, n, 4));
+    t.write("out", p.out, Rows::of(p.rows, p.out_stride, n, 4));
 }
 
 pub fn peak(launch: &Launch, p: &PeakParams, t: &mut Touch) {

@@ -4,7 +4,7 @@ use layerstream_kernels::params::{GemmParams, PrefillParams, RowLengthsParams, T
 
 use super::{Rows, Tile, Touch, size};
 
-/// The encoding in a kernel's name: `gemm_bf16_m8`, `gemm_prefill_nf4_simt`, `row_lengths_f16`.
+/// The encoding in a kernel's name: `gemm_bf16_m8`, `gemm_prefill_nf4_simt`, `row_lengths_f32`.
 fn encoding(kernel: &str) -> &str {
     let name = kernel.trim_start_matches("gemm_").trim_start_matches("prefill_").trim_start_matches("row_lengths_");
     name.split('_').next().unwrap_or(name)
@@ -21,6 +21,7 @@ fn weights(encoding: &str, w: &Weights, n: i32, k: i32, t: &mut Touch) {
         "f32" => n * k * 4,
         "f16" | "bf16" => n * k * 2,
         "nf4" => (end + 1) / 2 - begin / 2,
+        "mxfp4" => n * k / 2,
         _ => n * k,
     };
     t.read("w.data", w.data, Rows::one(bytes));
@@ -31,6 +32,7 @@ fn weights(encoding: &str, w: &Weights, n: i32, k: i32, t: &mut Touch) {
     };
     match encoding {
         "int8" if w.block_shift < 0 => scales(first, first + n, 4),
+        "mxfp4" => scales(begin / 32, end / 32, 1),
         "int8" => scales(begin >> w.block_shift, ((end - 1) >> w.block_shift) + 1, 4),
         "fp8" => {
             let columns = ((k - 1) >> w.column_shift) + 1;
@@ -56,7 +58,7 @@ fn product(encoding: &str, p: &GemmParams, t: &mut Touch) {
     t.vector("bias", &p.bias, p.w.first_row.into(), p.n.into());
     if !p.lengths.is_null() {
         let first = (p.lengths as u64).wrapping_add_signed(i64::from(p.w.first_row) * 4);
-        t.touch("lengths", first, Rows::one(i64::from(p.n) * 4), false);
+        t.touch("lengths", first, Rows::packed(p.n, 1, 4), false);
     }
     if !p.residual.is_null() {
         columns("residual", p.residual as u64, 4, false, p, t);
@@ -100,16 +102,14 @@ pub fn prefill(kernel: &str, params: &PrefillParams, t: &mut Touch) {
 
 pub fn lengths(kernel: &str, p: &RowLengthsParams, t: &mut Touch) {
     weights(encoding(kernel), &p.w, p.n, p.k, t);
-    let address = p.lengths as u64;
-    let first = if address == 0 { 0 } else { address.wrapping_add_signed(i64::from(p.w.first_row) * 4) };
-    t.touch("lengths", first, Rows::one(i64::from(p.n) * 4), true);
-    // The multiply reports the tile.
+    // No product: what it reads is read again by one.
     t.tile = None;
+    let first = (p.lengths as u64).wrapping_add_signed(i64::from(p.w.first_row) * 4);
+    t.touch("lengths", first, Rows::packed(p.n, 1, 4), true);
 }
 
 pub fn transposed(p: &TransposedParams, t: &mut Touch) {
-    let bytes = i64::from(p.n) * i64::from(p.k) * size(p.dtype);
-    t.read("w", p.w, Rows::one(bytes));
+    t.read("w", p.w, Rows::packed(p.k, p.n.into(), size(p.dtype)));
     t.read("x", p.x, Rows::of(p.m, p.x_stride, p.k.into(), 4));
     t.vector("bias", &p.bias, 0, p.n.into());
     t.write("out", p.out, Rows::of(p.m, p.out_stride, p.n.into(), 4));
