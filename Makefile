@@ -102,7 +102,11 @@ fuzz: toolchain ## Try random input on every fuzz target for SECONDS each (needs
 	fi
 	targets=$$($(CARGO) +nightly fuzz list)
 	for target in $$targets; do
-	    $(CARGO) +nightly fuzz run "$$target" -- -max_total_time=$(SECONDS)
+	    dict="fuzz/dict/$$target"
+	    # What is found goes to the first directory; the kept corpus stays as it is.
+	    mkdir -p "fuzz/found/$$target"
+	    $(CARGO) +nightly fuzz run "$$target" "fuzz/found/$$target" "fuzz/corpus/$$target" -- \
+	        -max_total_time=$(SECONDS) -timeout=10 -rss_limit_mb=1024 $$([ ! -f "$$dict" ] || echo "-dict=$$dict")
 	done
 	echo 'make fuzz: nothing was found.'
 

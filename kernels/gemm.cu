@@ -312,6 +312,7 @@ GEMM(bf16, Bf16)
 GEMM(int8, Int8)
 GEMM(fp8, Fp8)
 GEMM(nf4, Nf4)
+GEMM(mxfp4, Mxfp4)
 KERNEL(naive_gemm_f32, GemmParams, 256) { naive_gemm<F32>(p); }
 KERNEL(gemm_f32_m8, GemmParams, 256) { simt_gemm<F32, 16>(p); }
 KERNEL(gemm_f32_m64, GemmParams, 256) { simt_gemm<F32, 32>(p); }

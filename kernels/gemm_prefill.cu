@@ -142,7 +142,7 @@ struct Copied {
     __device__ __forceinline__ void load(const GemmParams&, const int*, int, int) {}
     template <class Table> __device__ __forceinline__ void decode(uint4*, const Table&, int) const {}
 };
-template <class E, bool Scaled> struct AheadOf { using Type = Copied; };
+template <class E, bool Decoded> struct AheadOf { using Type = Copied; };
 template <class E> struct AheadOf<E, true> { using Type = Undecoded<E>; };
 
 // A warp's operands, 16 of k at a time: 64 rows of activations, 64 rows of weights. The next ones are loaded during a
@@ -198,11 +198,11 @@ template <class E> __device__ void tensor_gemm(const PrefillParams& prefill) {
     auto copy = [&](int slice) {
         if (within(slice, slices)) {
             copy_slice(x_stage(slice), p.x, uint32_t(p.x_stride) * 2, x_rows, slice * SLICE, p.k);
-            if (!E::SCALED) copy_slice(w_stage(slice), p.w.data, uint32_t(p.k) * 2, w_rows, slice * SLICE, p.k);
+            if (!E::DECODED) copy_slice(w_stage(slice), p.w.data, uint32_t(p.k) * 2, w_rows, slice * SLICE, p.k);
         }
         cp_async_commit();
     };
-    typename AheadOf<E, E::SCALED>::Type ahead;
+    typename AheadOf<E, E::DECODED>::Type ahead;
     // Chunk c of a slice from registers to its stage; that of the slice after it takes its place. (The last slice is decoded
     // once more than it is used.)
     auto refill = [&](int slice, int c) {
@@ -351,3 +351,4 @@ GEMM_PREFILL_TENSOR(bf16, Bf16)
 GEMM_PREFILL_TENSOR(int8, Int8)
 GEMM_PREFILL_TENSOR(fp8, Fp8)
 GEMM_PREFILL_TENSOR(nf4, Nf4)
+GEMM_PREFILL_TENSOR(mxfp4, Mxfp4)

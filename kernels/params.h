@@ -118,13 +118,14 @@ struct AttentionParams {
  *   int8          w = q * scale[block], q signed
  *   nf4           w = NF4[q] * scale[block]; two in a byte, the first in the high half; q and blocks run over the flattened
  *                 matrix. Nested: scale[block] = nested_map[u8] * nested_scale[block / 256] + nested_offset
+ *   mxfp4         w = E2M1[q] * 2^(scale[row][i / 32] - 127); two in a byte, the first in the low half; k is a multiple of 32
  *   fp8           e4m3, w = q * scale[row >> row_shift][i >> column_shift] (0x7f reads as 480, not as NaN)
  *
  * Scales are indexed as for the whole matrix, whichever rows the tile has. Whoever holds only a part of them passes the
  * address where the first one would be. */
 struct Weights {
     const void *data;  /* of the tile's first row (nf4: the byte that holds its first element); 16-byte aligned */
-    const void *scale; /* f32; nf4 nested: u8 */
+    const void *scale; /* f32; nf4 nested and mxfp4: u8 */
     const float *nested_scale;
     const float *nested_map; /* [256]; null: not nested */
     float nested_offset;
@@ -321,10 +322,12 @@ struct RouteParams {
 /* expert_lists (moe.cu): the rows that each expert gets. Sorting the (row, expert) pairs of `ids` by expert, then row,
  * gives each pair its place; expert e has the places [bounds[e], bounds[e + 1]). */
 struct ExpertListsParams {
-    const int *ids; /* [rows, top_k], each below experts */
-    int *row_ids;   /* [rows * top_k], by place: the row; what `convert` takes as ids to gather rows of activations */
-    int *places;    /* [rows, top_k] */
-    int *bounds;    /* [experts + 1] */
+    const int *ids;       /* [rows, top_k], each below experts */
+    const float *weights; /* [rows, top_k] */
+    int *row_ids;         /* [rows * top_k], by place: the row; what `convert` takes as ids to gather rows of activations */
+    float *row_weights;   /* [rows * top_k], by place: the weight; what `scale_rows` takes as factors */
+    int *places;          /* [rows, top_k] */
+    int *bounds;          /* [experts + 1] */
     int rows, top_k, experts;
 };
 
@@ -336,7 +339,7 @@ struct SumExpertsParams {
     const float *y;       /* [places, dim]: what the experts made; address of place 0, whether that row is there or not */
     const int *ids;       /* [rows, top_k] */
     const int *places;    /* [rows, top_k] */
-    const float *weights; /* [rows, top_k] */
+    const float *weights; /* [rows, top_k]; optional: 1 */
     const float *add;     /* optional; laid out as out; may be out */
     float *out;           /* [rows, dim] */
     long long y_stride, out_stride;

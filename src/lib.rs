@@ -17,6 +17,8 @@
 //!
 //! [`Model`] is where to begin; [`Outline`] says what would happen before anything is run. The modules are the parts, in
 //! the order in which data flows through them: [`checkpoint`], [`family`] and [`program`], [`plan`], [`disk`], [`stream`].
+//! A model whose architecture is not among the [families](family::supported) needs a [`Family`](family::Family) of its own,
+//! which the program that uses this crate brings along: `examples/family.rs` writes one. [`eval`] measures how good a model is.
 
 #[doc(hidden)]
 pub mod backend;
@@ -29,6 +31,7 @@ pub mod disk;
 pub mod encoding;
 mod engine;
 mod error;
+pub mod eval;
 pub mod family;
 mod generate;
 pub mod hub;

@@ -1,6 +1,7 @@
 //! A model, opened within a budget: what a caller of the library holds. It joins the checkpoint, its family's program,
 //! the plan, the engine and the text side.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -11,7 +12,7 @@ use crate::checkpoint::Checkpoint;
 use crate::disk::{DiskOptions, Geometry, Source};
 use crate::engine::{Engine, Progress, StopFlag};
 use crate::error::{Error, Result};
-use crate::family;
+use crate::family::{self, Config, Family};
 use crate::generate::{GenerateOptions, Generation};
 use crate::hub::{Hub, HubOptions, Need};
 use crate::memory;
@@ -47,6 +48,8 @@ pub struct Options {
     pub vram: Option<u64>,
     /// What is told where the time goes: reads, copies and steps.
     pub recorder: Recorder,
+    /// Families of the caller's own. They are asked before those of this crate.
+    pub families: Vec<Family>,
 }
 
 /// A checkpoint, its program and its plan, before any memory is taken: enough to say what would happen.
@@ -67,15 +70,16 @@ impl Outline {
     pub fn new(path: &Path, options: &Options) -> Result<Outline> {
         let path = Hub::new(HubOptions::from_env()).open(path, Need::Model)?;
         let checkpoint = Checkpoint::open(&path)?;
-        let program = family::program(&checkpoint)?;
+        let program = family::program_of(&checkpoint, &Config::of(&checkpoint)?, &options.families)?;
         Outline::with_program(checkpoint, program, options)
     }
 
     /// The same for a program that the caller made, or changed, for this checkpoint.
     ///
     /// # Errors
-    /// A budget below the program's floor, or files that cannot be read.
+    /// A program that does not hold together, a budget below its floor, or files that cannot be read.
     pub fn with_program(checkpoint: Checkpoint, program: Program, options: &Options) -> Result<Outline> {
+        program.check()?;
         let source = source(&checkpoint, &options.replicas);
         let processor = Processor::choose(options.device, &program)?;
         let request = Request {
@@ -286,22 +290,30 @@ impl Model {
     /// # Errors
     /// As [`generate`](Model::generate), and whatever `each` returns.
     pub fn logits(&mut self, ids: &[u32], mut each: impl FnMut(&[f32]) -> Result<()>) -> Result<()> {
-        let (rows, wanted) = (self.plan().rows, self.plan().logit_rows);
-        if wanted < rows {
+        if ids.is_empty() {
+            return Err(Error::Request("there are no token ids to give logits for".into()));
+        }
+        let rows = self.plan().rows;
+        for start in (0..ids.len()).step_by(rows) {
+            each(self.logits_of(ids, start..ids.len().min(start + rows))?)?;
+        }
+        Ok(())
+    }
+
+    /// The logits at some positions of `ids`, `[tokens, vocab]`: at most as many as a pass has rows. Those before them must
+    /// have been asked for just before, from 0 on.
+    pub(crate) fn logits_of(&mut self, ids: &[u32], part: Range<usize>) -> Result<&[f32]> {
+        if self.plan().logit_rows < self.plan().rows {
             return Err(Error::Request(
                 "the model was opened without room for all logits (Options::all_logits)".into(),
             ));
         }
-        if ids.is_empty() {
-            return Err(Error::Request("there are no token ids to give logits for".into()));
-        }
         self.cached[0].clear();
-        for (index, tokens) in ids.chunks(rows).enumerate() {
-            let (start, length) = (index * rows, ids.len());
-            let segment = Segment { sequence: 0, start, tokens, length, prompt: length, logits: Wanted::All };
-            each(self.engine.forward(&[segment])?)?;
-        }
-        Ok(())
+        let (start, length) = (part.start, ids.len());
+        let tokens = &ids[part];
+        let segment = Segment { sequence: 0, start, tokens, length, prompt: length, logits: Wanted::All };
+        let logits: &[f32] = self.engine.forward(&[segment])?;
+        Ok(logits)
     }
 }
 

@@ -5,6 +5,8 @@
 mod answers;
 #[path = "cli/chat.rs"]
 mod chat;
+#[path = "cli/eval.rs"]
+mod eval;
 #[path = "cli/files.rs"]
 mod files;
 #[path = "cli/logits.rs"]

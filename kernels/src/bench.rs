@@ -169,7 +169,7 @@ fn pattern(encoding: Encoding) -> Vec<u8> {
         Encoding::F32 => f32_bytes(numbers),
         Encoding::F16 => numbers.flat_map(|v| f16::from_f32(v).to_le_bytes()).collect(),
         Encoding::Bf16 => numbers.flat_map(|v| bf16::from_f32(v).to_le_bytes()).collect(),
-        Encoding::Int8 | Encoding::Nf4 => numbers.map(|v| (v * 127.0) as i8 as u8).collect(),
+        Encoding::Int8 | Encoding::Nf4 | Encoding::Mxfp4 => numbers.map(|v| (v * 127.0) as i8 as u8).collect(),
         Encoding::Fp8 => {
             numbers.map(|v| (v * 126.0) as i8 as u8).map(|q| if q & 0x7f == 0x7f { 0 } else { q }).collect()
         }
@@ -181,8 +181,8 @@ mod tests {
     use super::*;
     use crate::host::{Copies, Dialect, HostDevice, Order, Schedule};
 
-    const ENCODINGS: [Encoding; 6] =
-        [Encoding::F32, Encoding::F16, Encoding::Bf16, Encoding::Int8, Encoding::Fp8, Encoding::Nf4];
+    const ENCODINGS: [Encoding; 7] =
+        [Encoding::F32, Encoding::F16, Encoding::Bf16, Encoding::Int8, Encoding::Fp8, Encoding::Nf4, Encoding::Mxfp4];
 
     /// Runs every bench on the host build, where an argument that is wrong shows as a fault or as NaN.
     #[test]
@@ -218,6 +218,7 @@ mod tests {
         assert_eq!(bytes(Encoding::Bf16), 128 * 256 * 2 + around(2));
         assert_eq!(bytes(Encoding::Int8), 128 * 256 + 128 * 256 / 64 * 4 + around(2));
         assert_eq!(bytes(Encoding::Nf4), 128 * 256 / 2 + 128 * 256 / 64 * 4 + around(2));
+        assert_eq!(bytes(Encoding::Mxfp4), 128 * 256 / 2 + 128 * 256 / 32 + around(2));
         assert_eq!(bytes(Encoding::Fp8), 128 * 256 + 2 * 4 + around(2));
     }
 }

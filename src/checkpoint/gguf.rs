@@ -292,8 +292,13 @@ impl Cursor<'_> {
     fn text(&mut self) -> Result<String> {
         let len = self.u64()?;
         self.must_hold(len, 1, "characters of a text")?;
-        let mut bytes = vec![0; len as usize];
-        self.fill(&mut bytes)?;
+        // Memory for what is there, not for what is announced.
+        let mut bytes = Vec::new();
+        (&mut *self.reader).take(len).read_to_end(&mut bytes).map_err(Error::io(self.path, "read"))?;
+        if (bytes.len() as u64) < len {
+            return Err(self.too_long());
+        }
+        self.at += len;
         String::from_utf8(bytes).map_err(|_| {
             checkpoint_error(self.path, format!("a text in its header, before byte {}, is not UTF-8", self.at))
         })

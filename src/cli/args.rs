@@ -49,6 +49,8 @@ pub enum Command {
     Families(Families),
     /// Write the logits of every position to a file
     Logits(Logits),
+    /// Measure how well a model predicts a text, and how far it is from another model
+    Eval(Eval),
     /// Turn the text on standard input into a JSON list of token ids
     Tokenize(Tokenize),
     /// Turn token ids into text
@@ -203,6 +205,52 @@ pub struct Logits {
     pub out: PathBuf,
     #[command(flatten)]
     pub seeing: Seeing,
+    #[command(flatten)]
+    pub resources: Resources,
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+The text is cut into windows of --context tokens that begin anew. Every token but the first is
+predicted once, in the first window that has it. With --against, both models stream through the same
+windows, and share --ram (and --vram, if it is given): half of it each.
+
+With --json, one object; logarithms are natural:
+  model, tokens, predicted      what ran; tokens of the text, and of them predicted: all but the first
+  windows, window, stride       how many windows, of how many tokens, how far apart
+  mean_nll, perplexity          the mean of -ln p(token), and its exponential
+  against                       with --against: model (that of --against, the reference), mean_nll,
+                                perplexity (the reference's own), mean_kl and max_kl of KL(P||Q) with
+                                P of the reference and Q of MODEL, over the whole vocabulary, and
+                                top1_agreement, the part of positions where both find the same token
+                                most probable
+  worst                         positions with the largest kl, or without --against the largest nll:
+                                position (in the text's tokens, from 0), id, text, nll, kl, predicted
+                                (the id that MODEL found most probable), predicted_text
+  seconds                       all passes, the models already open
+
+Examples:
+  layerstream eval ./model --text wiki.txt --ram 4GiB
+  layerstream eval ./model-nf4 --text wiki.txt --against ./model --context 2048 --json")]
+pub struct Eval {
+    #[command(flatten)]
+    pub model: Model,
+    /// A text in UTF-8
+    #[arg(long, value_name = "FILE")]
+    pub text: PathBuf,
+    /// A model with the same vocabulary, to compare with
+    #[arg(long, value_name = "MODEL2")]
+    pub against: Option<PathBuf>,
+    /// How far windows are apart, in tokens; less than --context gives every token that much more before it, for more passes
+    /// [default: 1 less than --context]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub stride: Option<usize>,
+    /// How many of the worst positions to show
+    #[arg(long, value_name = "N", default_value = "10")]
+    pub worst: usize,
+    /// Print one JSON object
+    #[arg(long, help_heading = "Output")]
+    pub json: bool,
     #[command(flatten)]
     pub resources: Resources,
 }

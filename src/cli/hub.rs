@@ -1,7 +1,7 @@
 //! Models by name: `pull`, `list`, and what every command does with a MODEL that is a repository.
 
 use std::io::{self, IsTerminal};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::Duration;
@@ -21,8 +21,13 @@ const INTERVAL: Duration = Duration::from_millis(200);
 
 /// The directory or file of a model, downloaded first if it is a repository that is not here.
 pub fn local(model: &args::Model, need: Need) -> Result<PathBuf> {
-    let hub = hub(&model.hub);
-    shown(&hub, || hub.open(&model.path, need))
+    local_at(&model.path, &model.hub, need)
+}
+
+/// The same for a model that is named beside the first.
+pub fn local_at(path: &Path, hub_args: &args::Hub, need: Need) -> Result<PathBuf> {
+    let hub = hub(hub_args);
+    shown(&hub, || hub.open(path, need))
 }
 
 pub fn pull(args: &args::Pull) -> Result<()> {

@@ -5,6 +5,7 @@ mod args;
 mod chat;
 #[doc(hidden)]
 pub mod disk2gpu;
+mod eval;
 mod families;
 mod generate;
 mod hub;
@@ -64,6 +65,7 @@ fn run(command: Command) -> Result<()> {
         Command::Inspect(args) => inspect::run(&args),
         Command::Families(args) => families::run(&args),
         Command::Logits(args) => logits::run(&args),
+        Command::Eval(args) => eval::run(&args),
         Command::Tokenize(args) => text::tokenize(&args),
         Command::Detokenize(args) => text::detokenize(&args),
         Command::RenderChat(args) => text::render_chat(&args),

@@ -47,7 +47,7 @@ impl Flow<'_> {
 
 impl Builder<'_> {
     /// The whole program of a dense decoder.
-    pub fn dense(mut self, dense: Dense) -> Result<Program> {
+    pub(super) fn dense(mut self, dense: Dense) -> Result<Program> {
         let names = dense.names;
         let root = self.root(names.root, &format!("{}.weight", names.embedding));
         let on = self.buffers(&dense);

@@ -1,5 +1,6 @@
 //! Puts a program together: names buffers, takes tensors from the checkpoint and checks their shapes, and appends steps.
-//! What a decoder layer is made of is in `blocks`; which of it a family uses, in the family's own file.
+//! What a decoder layer is made of is in `blocks`; which of it a family uses, in the family's own file. Users of the library
+//! write families with the same builder (`examples/family.rs`).
 
 use std::ops::Range;
 
@@ -7,8 +8,8 @@ use crate::checkpoint::{Checkpoint, Dtype, Tensor};
 use crate::encoding::Encoding;
 use crate::error::{Error, Result};
 use crate::program::{
-    Buffer, ExpertLayer, KvShape, Matrix, MatrixId, Norm, NormKind, Product, Program, Rope, RopeId, Scales, StateId,
-    Step, VectorId,
+    Buffer, ExpertLayer, Groups, KvShape, Matrix, MatrixId, Norm, NormKind, Part, Product, Program, Role, Rope, RopeId,
+    Scales, StateId, Step, VectorId,
 };
 
 use super::quantization::Quantization;
@@ -45,9 +46,36 @@ impl<'n> Projection<'n> {
     }
 }
 
+/// Makes a [`Program`]: buffers, then tensors and steps in the order in which they are used, then [`finish`](Builder::finish).
+/// A tensor that is missing, or of another shape than the one asked for, is an error that says so.
+///
+/// ```
+/// use layerstream::family::{Builder, Config, Family};
+/// use layerstream::program::{Product, Program, Step};
+/// use layerstream::{Model, Options, Result};
+///
+/// // The smallest model there is: the logits of a token are its embedding times the table of embeddings.
+/// fn build(config: &Config, mut builder: Builder) -> Result<Program> {
+///     let (hidden, vocab) = (config.size("hidden_size")?, config.size("vocab_size")?);
+///     let [residual, selected, logits] = [hidden, hidden, vocab].map(|width| builder.buffer(width));
+///     let embedding = builder.table("model.embed_tokens.weight", vocab, hidden)?;
+///     builder.step(Step::Embed { output: residual, scale: 1.0 });
+///     builder.step(Step::Select { input: residual, output: selected });
+///     let head = builder.stream(embedding.clone());
+///     builder.multiply(Product::new(head, selected, logits))?;
+///     Ok(builder.finish(vocab, config.size("max_position_embeddings")?, embedding, logits))
+/// }
+///
+/// // In the place of the family that the model has.
+/// let bigram = Family { name: "bigram", architectures: &["LlamaForCausalLM"], special: "no layers", build };
+/// let options = Options { ram: Some(32 << 20), families: vec![bigram], ..Options::default() };
+/// let model = Model::open("demo", &options)?;
+/// assert_eq!(model.program().family, "bigram");
+/// # Ok::<(), layerstream::Error>(())
+/// ```
 pub struct Builder<'a> {
     pub(super) checkpoint: &'a Checkpoint,
-    quantization: Quantization,
+    pub(super) quantization: Quantization,
     family: &'static str,
     buffers: Vec<usize>,
     matrices: Vec<Matrix>,
@@ -60,7 +88,7 @@ pub struct Builder<'a> {
 }
 
 impl<'a> Builder<'a> {
-    pub fn new(family: &'static str, checkpoint: &'a Checkpoint, quantization: Quantization) -> Self {
+    pub(super) fn new(family: &'static str, checkpoint: &'a Checkpoint, quantization: Quantization) -> Self {
         Builder {
             checkpoint,
             quantization,
@@ -76,7 +104,8 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// The program, when all steps are there.
+    /// The program, when all steps are there: `vocab` logits for each token are in the buffer `logits` after the last of them,
+    /// for the rows that [`Step::Select`] has kept; `max_positions` is the longest sequence that the model was made for.
     pub fn finish(self, vocab: usize, max_positions: usize, embedding: Matrix, logits: Buffer) -> Program {
         Program {
             family: self.family,
@@ -110,11 +139,13 @@ impl<'a> Builder<'a> {
         found.unwrap_or(&places[0]).clone()
     }
 
+    /// A buffer of so many float32 values for each token.
     pub fn buffer(&mut self, width: usize) -> Buffer {
         self.buffers.push(width);
         Buffer(self.buffers.len() - 1)
     }
 
+    /// Rotary frequencies, for [`Step::Rope`].
     pub fn rope(&mut self, rope: Rope) -> RopeId {
         self.ropes.push(rope);
         RopeId(self.ropes.len() - 1)
@@ -132,6 +163,8 @@ impl<'a> Builder<'a> {
         StateId(self.states.len() - 1)
     }
 
+    /// Appends a step. Products with matrices are appended by [`project`](Builder::project) and
+    /// [`multiply`](Builder::multiply).
     pub fn step(&mut self, step: Step) {
         self.steps.push(step);
     }
@@ -155,7 +188,8 @@ impl<'a> Builder<'a> {
     /// Appends a product with a matrix that is streamed.
     pub fn multiply(&mut self, product: Product) -> Result<()> {
         let tensor = &self.matrices[product.matrix.0].tensor;
-        if tensor.transposed && (product.scale != 1.0 || product.normalise_rows) {
+        let grouped = self.matrices[product.matrix.0].groups.is_some();
+        if tensor.transposed && (product.scale != 1.0 && !grouped || product.normalise_rows) {
             return Err(self.unsupported(tensor, "with its rows and columns swapped, whose product is scaled"));
         }
         self.step(Step::MatMul(product));
@@ -175,6 +209,9 @@ impl<'a> Builder<'a> {
 
     /// Some rows of a tensor that has `all`.
     fn part_of_matrix(&mut self, name: &str, all: usize, part: Range<usize>, cols: usize) -> Result<Matrix> {
+        if let Some(matrix) = self.quantized(name, all, &part, cols)? {
+            return Ok(self.keep_few(matrix));
+        }
         let (tensor, encoding) = self.tensor(name, &[all, cols])?;
         if tensor.transposed && part.len() != all {
             return Err(self.unsupported(&tensor, "with its rows and columns swapped, of which a part is needed"));
@@ -183,13 +220,14 @@ impl<'a> Builder<'a> {
             true => None,
             false => Some(self.scales(&tensor)?),
         };
-        Ok(Matrix { tensor, first_row: part.start, rows: part.len(), cols, encoding, scales })
+        Ok(Matrix { tensor, first_row: part.start, rows: part.len(), cols, encoding, scales, groups: None })
     }
 
     /// The factors of a matrix whose numbers need them.
     fn scales(&mut self, of: &Tensor) -> Result<Scales> {
-        let Quantization::Factors { suffix, .. } = self.quantization else {
-            return Err(self.unsupported(of, &format!("of type {} without a `quantization_config`", of.dtype)));
+        let Quantization::Factors { suffix, .. } = &self.quantization else {
+            return Err(self
+                .unsupported(of, &format!("of type {}, which the `quantization_config` does not explain,", of.dtype)));
         };
         let tensor = self.checkpoint.require(&format!("{}{suffix}", of.name))?.clone();
         let (rows, cols) = (of.shape[0], of.shape[1]);
@@ -208,16 +246,32 @@ impl<'a> Builder<'a> {
         Ok(Scales { vector: VectorId(self.vectors.len() - 1), row_block, col_block })
     }
 
-    /// A matrix of which single rows are read, so that each must lie in one piece and stand for itself.
+    /// Factors that are no more than one for each row stay in memory.
+    fn keep_few(&mut self, matrix: Matrix) -> Matrix {
+        let Some(Groups { parts, rows, cols, .. }) = &matrix.groups else { return matrix };
+        let [Part { role: Role::Scales { repeat: 1, divisor: 1.0, .. }, tensor }] = parts.as_slice() else {
+            return matrix;
+        };
+        if matrix.tensor.transposed || *cols < matrix.cols {
+            return matrix;
+        }
+        self.vectors.push(tensor.clone());
+        let vector = VectorId(self.vectors.len() - 1);
+        let scales = Some(Scales { vector, row_block: *rows, col_block: *cols });
+        Matrix { scales, groups: None, ..matrix }
+    }
+
+    /// A matrix of which single rows are read, so that each must lie in one piece and stand for itself: the embeddings.
     pub fn table(&mut self, name: &str, rows: usize, cols: usize) -> Result<Matrix> {
         let matrix = self.matrix(name, rows, cols)?;
-        if matrix.tensor.transposed || matrix.scales.is_some() {
+        if matrix.tensor.transposed || matrix.scales.is_some() || matrix.groups.is_some() {
             let how = if matrix.tensor.transposed { "with its rows and columns swapped" } else { "quantized" };
             return Err(self.unsupported(&matrix.tensor, how));
         }
         Ok(matrix)
     }
 
+    /// A small tensor of this shape, which stays in memory.
     pub fn vector(&mut self, name: &str, shape: &[usize]) -> Result<VectorId> {
         let tensor = self.small(name, shape)?;
         self.vectors.push(tensor);
@@ -245,7 +299,7 @@ impl<'a> Builder<'a> {
     }
 
     /// A tensor of the checkpoint, once its shape agrees with the configuration and its numbers can be decoded.
-    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<(Tensor, Encoding)> {
+    pub(super) fn tensor(&self, name: &str, shape: &[usize]) -> Result<(Tensor, Encoding)> {
         let tensor = self.shaped(name, shape)?;
         match Encoding::of(tensor.dtype) {
             Some(encoding) => Ok((tensor.clone(), encoding)),
@@ -254,7 +308,7 @@ impl<'a> Builder<'a> {
     }
 
     /// A tensor of the checkpoint, once its shape agrees with the configuration.
-    pub fn shaped(&self, name: &str, shape: &[usize]) -> Result<&'a Tensor> {
+    pub(super) fn shaped(&self, name: &str, shape: &[usize]) -> Result<&'a Tensor> {
         let tensor = self.checkpoint.require(name)?;
         if tensor.shape != shape {
             let path = self.checkpoint.file_path(tensor.span.file).to_path_buf();
@@ -264,7 +318,7 @@ impl<'a> Builder<'a> {
         Ok(tensor)
     }
 
-    pub fn unsupported(&self, tensor: &Tensor, how: &str) -> Error {
+    pub(super) fn unsupported(&self, tensor: &Tensor, how: &str) -> Error {
         let path = self.checkpoint.file_path(tensor.span.file).to_path_buf();
         Error::Unsupported { path, what: format!("tensor `{}` {how}", tensor.name) }
     }

@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use crate::checkpoint::read_json;
+use crate::checkpoint::{Checkpoint, read_json};
 use crate::error::{Error, Result};
 use crate::program::Activation;
+
+use super::gguf;
 
 /// The largest value any size in a configuration may have. Larger ones are damage, and would only overflow later.
 const ABSURD: u64 = 1 << 31;
@@ -48,21 +50,50 @@ pub struct Config {
 }
 
 impl Config {
+    /// The configuration of the model in `checkpoint`: the `config.json` beside it, or what a GGUF file says of itself.
+    ///
+    /// # Errors
+    /// If there is none, or one that cannot be understood.
+    pub fn of(checkpoint: &Checkpoint) -> Result<Config> {
+        match checkpoint.metadata() {
+            Some(metadata) => gguf::config(checkpoint, metadata),
+            None => Config::open(checkpoint.dir()),
+        }
+    }
+
     /// Reads `config.json` in `dir`.
+    ///
+    /// # Errors
+    /// If it is missing or no JSON object.
     pub fn open(dir: &Path) -> Result<Config> {
         let path = dir.join("config.json");
-        match read_json(&path)? {
-            Value::Object(keys) => Ok(Config { path, keys }),
+        Config::new(&path, read_json(&path)?)
+    }
+
+    /// A configuration that was made from something else, such as metadata; `path` is what errors name.
+    ///
+    /// # Errors
+    /// If it is no JSON object.
+    pub fn new(path: &Path, config: Value) -> Result<Config> {
+        match config {
+            Value::Object(keys) => Ok(Config { path: path.into(), keys }),
             other => Err(Error::Config {
-                path,
+                path: path.into(),
                 problem: format!("expected a JSON object with the model's configuration, found {}", kind(&other)),
             }),
         }
     }
 
-    /// A configuration that was made from something else, at `path`.
-    pub fn of(path: &Path, keys: Map<String, Value>) -> Config {
-        Config { path: path.into(), keys }
+    /// The keys of another JSON file of the same directory, if it is there.
+    pub fn beside(&self, name: &str) -> Result<Option<Map<String, Value>>> {
+        let path = self.path.with_file_name(name);
+        if !path.exists() {
+            return Ok(None);
+        }
+        match read_json(&path)? {
+            Value::Object(keys) => Ok(Some(keys)),
+            other => Err(Error::Config { path, problem: format!("expected a JSON object, found {}", kind(&other)) }),
+        }
     }
 
     /// The text part of a multimodal configuration: `text_config`, and what of the outer one is about it too. Any other

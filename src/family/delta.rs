@@ -90,7 +90,7 @@ impl Delta {
 }
 
 impl Builder<'_> {
-    pub fn delta_buffers(&mut self, delta: &Delta) -> DeltaBuffers {
+    pub(super) fn delta_buffers(&mut self, delta: &Delta) -> DeltaBuffers {
         let (keys, values, heads) = (delta.keys(), delta.values(), delta.value_heads);
         let grouped = delta.inputs == Inputs::Grouped;
         DeltaBuffers {
@@ -105,7 +105,7 @@ impl Builder<'_> {
     }
 
     /// `output += layer(input)`, with the tensors of the layer that `prefix` names.
-    pub fn delta(
+    pub(super) fn delta(
         &mut self,
         dense: &Dense,
         delta: &Delta,

@@ -79,7 +79,7 @@ pub fn config(checkpoint: &Checkpoint, metadata: &Metadata) -> Result<Config> {
     if let (Some(rotated), Some(dim)) = (rotated, head_dim.filter(|dim| Some(*dim) != rotated)) {
         config.insert("partial_rotary_factor".into(), json!(rotated as f64 / dim as f64));
     }
-    Ok(Config::of(metadata.path(), config))
+    Config::new(metadata.path(), Value::Object(config))
 }
 
 /// What a configuration cannot say: in llama files the rows of queries and keys are in such an order that neighbours

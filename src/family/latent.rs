@@ -53,7 +53,7 @@ impl Latent {
 }
 
 impl Builder<'_> {
-    pub fn latent_buffers(&mut self, dense: &Dense, latent: &Latent) -> LatentBuffers {
+    pub(super) fn latent_buffers(&mut self, dense: &Dense, latent: &Latent) -> LatentBuffers {
         LatentBuffers {
             query: latent.query_rank.map(|rank| self.buffer(rank)),
             latent: self.buffer(latent.rank),
@@ -63,7 +63,7 @@ impl Builder<'_> {
     }
 
     /// `output` becomes what all heads attended to, `[heads, value]`, before the output's projection.
-    pub fn latent_attention(
+    pub(super) fn latent_attention(
         &mut self,
         dense: &Dense,
         latent: &Latent,

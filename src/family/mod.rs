@@ -28,6 +28,7 @@ mod moe;
 mod olmo2;
 mod phi3;
 mod quantization;
+mod quantized;
 mod qwen1;
 mod qwen2;
 mod qwen3;
@@ -40,17 +41,25 @@ use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 use crate::program::Program;
 
-use builder::Builder;
-use config::Config;
+pub use builder::{Builder, NormStyle, Projection};
+pub use config::Config;
+pub use rope::Rotation;
+
 use quantization::Quantization;
 
-/// A family: the class names it answers to, and how its program is built.
-struct Family {
-    name: &'static str,
-    architectures: &'static [&'static str],
+/// A family: the class names it answers to, and how its program is built. Those of this crate are values of this type, and so
+/// are those that a program brings along in [`Options::families`](crate::Options::families).
+#[derive(Clone, Copy, Debug)]
+pub struct Family {
+    /// What it is called where programs are shown.
+    pub name: &'static str,
+    /// Class names, as `architectures` in `config.json` has them.
+    pub architectures: &'static [&'static str],
     /// What is special about it, in a line.
-    special: &'static str,
-    build: fn(&Config, Builder) -> Result<Program>,
+    pub special: &'static str,
+    /// Makes the program of a configuration whose architecture is one of these. The configuration is that of the text part
+    /// in a multimodal model; the builder knows the checkpoint and takes tensors and steps.
+    pub build: fn(&Config, Builder) -> Result<Program>,
 }
 
 const FAMILIES: &[Family] = &[
@@ -88,7 +97,7 @@ const FAMILIES: &[Family] = &[
 ];
 
 /// What every family is read from.
-const FORMS: &str = "safetensors, .bin: bf16, f16, f32, fp8";
+const FORMS: &str = "safetensors, .bin: bf16, f16, f32, fp8, int8, int4, nf4";
 
 /// A family that can be run, for people to read.
 #[derive(Clone, Copy, Debug, serde::Serialize)]
@@ -131,16 +140,22 @@ pub fn table() -> String {
 /// Builds the program of the model in `checkpoint`, from the `config.json` beside it or the metadata in it.
 ///
 /// # Errors
+/// As [`program_of`], and those of [`Config::of`].
+pub fn program(checkpoint: &Checkpoint) -> Result<Program> {
+    program_of(checkpoint, &Config::of(checkpoint)?, &[])
+}
+
+/// Builds the program that `config` describes, with the tensors of `checkpoint`. Families in `own` are asked before those of
+/// this crate.
+///
+/// # Errors
 /// `Unsupported` for an architecture or option that is not implemented, `Config` for a configuration that is incomplete
 /// or impossible, `Tensor` for tensors that are missing or contradict the configuration.
-pub fn program(checkpoint: &Checkpoint) -> Result<Program> {
-    let config = match checkpoint.metadata() {
-        Some(metadata) => gguf::config(checkpoint, metadata)?,
-        None => Config::open(checkpoint.dir())?,
-    };
+pub fn program_of(checkpoint: &Checkpoint, config: &Config, own: &[Family]) -> Result<Program> {
     let architecture = config.architecture()?;
-    let Some(family) = FAMILIES.iter().find(|family| family.architectures.contains(&architecture)) else {
-        let known: Vec<_> = FAMILIES.iter().flat_map(|family| family.architectures).copied().collect();
+    let families = || own.iter().chain(FAMILIES);
+    let Some(family) = families().find(|family| family.architectures.contains(&architecture)) else {
+        let known: Vec<_> = families().flat_map(|family| family.architectures).copied().collect();
         return Err(config.unsupported(format!("the architecture {architecture} (known: {})", known.join(", "))));
     };
     let config = config.text()?;

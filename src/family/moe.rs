@@ -122,7 +122,7 @@ impl Moe {
 
 impl Builder<'_> {
     /// Buffers for this.
-    pub fn moe_buffers(&mut self, moe: &Moe) -> MoeBuffers {
+    pub(super) fn moe_buffers(&mut self, moe: &Moe) -> MoeBuffers {
         let packed = matches!(moe.stored, Stored::Columns(_)).then(|| self.buffer(2 * moe.intermediate));
         MoeBuffers {
             logits: self.buffer(moe.experts),
@@ -139,7 +139,14 @@ impl Builder<'_> {
     }
 
     /// `output += experts(input)`, with the tensors of the layer that `prefix` names.
-    pub fn moe(&mut self, sparse: &Sparse, on: &MoeBuffers, prefix: &str, input: Buffer, output: Buffer) -> Result<()> {
+    pub(super) fn moe(
+        &mut self,
+        sparse: &Sparse,
+        on: &MoeBuffers,
+        prefix: &str,
+        input: Buffer,
+        output: Buffer,
+    ) -> Result<()> {
         let moe = &sparse.moe;
         let at = &format!("{prefix}{}", sparse.block);
         let name = format!("{at}.{}", sparse.router);
@@ -216,7 +223,13 @@ impl Builder<'_> {
             let mut expert = |e: usize| {
                 let parts = moe.parts.iter().zip(shapes);
                 let name = |part: &str| format!("{at}.{e}.{part}.weight");
-                let matrices = parts.map(|(part, (rows, cols))| self.matrix(&name(part), rows, cols));
+                let matrices = parts.map(|(part, (rows, cols))| {
+                    let matrix = self.matrix(&name(part), rows, cols)?;
+                    match matrix.groups {
+                        None => Ok(matrix),
+                        Some(_) => Err(self.unsupported(&matrix.tensor, &format!("of experts in {}", matrix.encoding))),
+                    }
+                });
                 Ok(Expert { matrices: matrices.collect::<Result<_>>()?, exponents: Vec::new() })
             };
             return (0..moe.experts).map(&mut expert).collect();
@@ -260,7 +273,7 @@ impl Builder<'_> {
             let tensor = self.bytes(&blocks, &[moe.experts, rows, cols / 32, 16])?;
             let exponents = self.bytes(&format!("{at}.{name}_scales"), &[moe.experts, rows, cols / 32])?;
             let encoding = Encoding::Mxfp4;
-            let matrix = Matrix { tensor, first_row: 0, rows, cols, encoding, scales: None };
+            let matrix = Matrix { tensor, first_row: 0, rows, cols, encoding, scales: None, groups: None };
             Ok((matrix, Exponents { tensor: exponents, first_row: 0, row_bytes: cols / 32 }))
         };
         let parts = [part("gate_up_proj", 2 * inner, hidden)?, part("down_proj", hidden, inner)?];
@@ -294,7 +307,7 @@ impl Builder<'_> {
         tensor.transposed = transposed;
         let [experts, stored, along] = shape;
         let (rows, cols) = if transposed { (along, experts * stored) } else { (experts * stored, along) };
-        Ok(Matrix { tensor, first_row: 0, rows, cols, encoding, scales: None })
+        Ok(Matrix { tensor, first_row: 0, rows, cols, encoding, scales: None, groups: None })
     }
 
     /// The biases of both products of an expert, for all experts.

@@ -6,7 +6,7 @@
 
 use crate::checkpoint::Dtype;
 use crate::encoding::Encoding;
-use crate::program::{Attention, Buffer, Experts, KvShape, Matrix, Program, Step};
+use crate::program::{Attention, Buffer, Experts, KvShape, Matrix, Program, Step, Weigh};
 
 /// What everything starts at a multiple of, in bytes.
 pub const ALIGN: usize = 256;
@@ -80,6 +80,18 @@ pub struct Notes {
     pub len: usize,
 }
 
+/// What the latest router chose, as offsets: for each row its experts and what they count, `[rows, top_k]`; and for each expert
+/// its rows and what it counts for them (`struct ExpertListsParams` of kernels/params.h).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Chosen {
+    pub ids: usize,
+    pub weights: usize,
+    pub row_ids: usize,
+    pub row_weights: usize,
+    pub places: usize,
+    pub bounds: usize,
+}
+
 /// Offsets in the memory of a GPU.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Layout {
@@ -91,6 +103,8 @@ pub struct Layout {
     pub buffers: Vec<Room>,
     pub notes_at: usize,
     pub notes: Notes,
+    /// All that a program without experts takes of it is nothing.
+    pub chosen: Chosen,
     /// Embedding rows as they are on disk.
     pub embedding: usize,
     /// Float32 sums of attention over few queries.
@@ -131,6 +145,10 @@ impl Layout {
         let buffers = rooms(program).into_iter().enumerate().map(buffer).collect();
         let notes = Notes::new(program, size);
         let notes_at = take(notes.len);
+        let pairs = chosen_bytes(program, size.rows);
+        let [ids, weights, row_ids, row_weights, places] = [(); 5].map(|()| take(pairs));
+        let bounds = program.experts.iter().map(|layer| (layer.experts.len() + 1) * 4).max();
+        let chosen = Chosen { ids, weights, row_ids, row_weights, places, bounds: take(bounds.unwrap_or(0)) };
         let embedding = take(size.rows * program.embedding.row_bytes());
         let workspace = take(workspace(program, size) * size_of::<f32>());
         let lengths = take(normalised_rows(program) * size_of::<f32>());
@@ -149,6 +167,7 @@ impl Layout {
             buffers,
             notes_at,
             notes,
+            chosen,
             embedding,
             workspace,
             states,
@@ -190,6 +209,11 @@ impl Notes {
         let factors = scaled.map(|_| take(rows * 4)).collect();
         Notes { sequences, row_sequence, selected, stretches, angles, factors, len }
     }
+}
+
+/// Bytes of the numbers of the experts that routers choose for so many rows.
+pub fn chosen_bytes(program: &Program, rows: usize) -> usize {
+    rows * program.experts.iter().map(|layer| layer.top_k).max().unwrap_or(0) * size_of::<i32>()
 }
 
 /// A way in which layers see sequences.
@@ -265,17 +289,9 @@ fn normalised_rows(program: &Program) -> usize {
     rows.max().unwrap_or(0)
 }
 
-/// The buffers of steps that no kernel is chosen for yet.
-fn without_kernel(step: &Step) -> Vec<Buffer> {
-    match step {
-        Step::Route { logits, .. } => vec![*logits],
-        Step::Experts(experts) => {
-            let Experts { input, output, gathered, gate, up, made, .. } = *experts;
-            let packed = experts.packed.map(|(packed, _)| packed);
-            [input, output, gathered, gate, up, made].into_iter().chain(packed).collect()
-        }
-        _ => Vec::new(),
-    }
+/// Where the first products of an expert go: gate and up, or what has both.
+fn expert_halves(step: &Experts) -> Vec<Buffer> {
+    step.packed.map_or_else(|| vec![step.gate, step.up], |(packed, _)| vec![packed])
 }
 
 /// For each buffer which forms it needs (as places that are not chosen yet).
@@ -315,7 +331,14 @@ fn rooms(program: &Program) -> Vec<Room> {
             Step::DeltaRule(rule) => wide(&[rule.mixed, rule.decay, rule.write, rule.output]),
             Step::Attend { queries, .. } => wide(&[*queries]),
             Step::Glu { gate, up, .. } => wide(&[*gate, *up]),
-            other => wide(&without_kernel(other)),
+            Step::Route { logits, .. } => wide(&[*logits]),
+            Step::Experts(step) => {
+                wide(&[step.input, step.output, step.made]);
+                wide(&expert_halves(step));
+                if step.weigh == Weigh::Input {
+                    wide(&[step.gathered]);
+                }
+            }
         }
         let mut read = |buffers: &[Buffer]| buffers.iter().for_each(|b| uses[b.0].wide_reader = true);
         match step {
@@ -335,13 +358,27 @@ fn rooms(program: &Program) -> Vec<Room> {
             Step::Attend { queries, .. } => read(&[*queries]),
             // The gate itself is what the step replaces, and may replace by operands.
             Step::Glu { up, .. } => read(&[*up]),
+            Step::Route { logits, .. } => read(&[*logits]),
+            Step::Experts(step) => {
+                read(&[step.input, step.output, step.made]);
+                read(&expert_halves(step).split_off(usize::from(step.packed.is_none())));
+                if step.weigh == Weigh::Input {
+                    read(&[step.gathered]);
+                }
+            }
             Step::Activate { .. } => {}
             Step::MatMul(product) if product.add => read(&[product.output]),
             Step::Embed { .. } | Step::MatMul(_) => {}
-            other => read(&without_kernel(other)),
         }
         if let Step::MatMul(product) = step {
             uses[product.input.0].operands.push(operand(&program.matrices[product.matrix.0]));
+        }
+        if let Step::Experts(step) = step {
+            let matrices = program.experts[step.layer].experts.iter().map(|expert| expert.matrices.split_last());
+            for (last, others) in matrices.flatten() {
+                uses[step.gate.0].operands.push(operand(last));
+                uses[step.gathered.0].operands.extend(others.iter().map(operand));
+            }
         }
     }
     uses[program.logits.0].wide_reader = true;

@@ -18,15 +18,16 @@ fn operand_bytes(encoding: Encoding) -> usize {
     if encoding == Encoding::F32 { 4 } else { 2 }
 }
 
-/// Bytes of the weight, and how many scales it has.
+/// Bytes of the weight and of its scales.
 fn sizes(shape: &Shape) -> (usize, usize) {
     let elements = shape.n * shape.k;
     match shape.encoding {
         Encoding::F32 => (elements * 4, 0),
         Encoding::F16 | Encoding::Bf16 => (elements * 2, 0),
-        Encoding::Int8 => (elements, elements.div_ceil(1 << BLOCK)),
-        Encoding::Nf4 => (elements.div_ceil(2), elements.div_ceil(1 << BLOCK)),
-        Encoding::Fp8 => (elements, shape.n.div_ceil(1 << FP8_BLOCK) * shape.k.div_ceil(1 << FP8_BLOCK)),
+        Encoding::Int8 => (elements, elements.div_ceil(1 << BLOCK) * 4),
+        Encoding::Nf4 => (elements.div_ceil(2), elements.div_ceil(1 << BLOCK) * 4),
+        Encoding::Mxfp4 => (elements.div_ceil(2), elements.div_ceil(32)),
+        Encoding::Fp8 => (elements, shape.n.div_ceil(1 << FP8_BLOCK) * shape.k.div_ceil(1 << FP8_BLOCK) * 4),
     }
 }
 
@@ -43,12 +44,16 @@ fn goal(shape: &Shape) -> Option<Goal> {
 /// A weight, activations, and a product of m rows that is NaN. Also returns the bytes of all.
 fn product(device: &mut dyn Device, shape: &Shape) -> Result<(GemmParams, usize), String> {
     let &Shape { m, n, k, encoding, .. } = shape;
-    let (weight_bytes, scales) = sizes(shape);
+    let (weight_bytes, scale_bytes) = sizes(shape);
+    let scales = match encoding {
+        Encoding::Mxfp4 => vec![120],
+        _ => f32_bytes(numbers(4096).map(|v| 0.01 + v * 0.001)),
+    };
     let operand = if matches!(encoding, Encoding::F32 | Encoding::F16) { encoding } else { Encoding::Bf16 };
     let x_stride = k.next_multiple_of(8);
     let w = Weights {
         data: device.repeat(&pattern(encoding), weight_bytes)? as *const _,
-        scale: device.repeat(&f32_bytes(numbers(4096).map(|v| 0.01 + v * 0.001)), scales * 4)? as *const _,
+        scale: device.repeat(&scales, scale_bytes)? as *const _,
         block_shift: BLOCK,
         row_shift: FP8_BLOCK,
         column_shift: FP8_BLOCK,
@@ -65,7 +70,7 @@ fn product(device: &mut dyn Device, shape: &Shape) -> Result<(GemmParams, usize)
         k: k as i32,
         ..GemmParams::default()
     };
-    Ok((params, weight_bytes + scales * 4 + m * k * operand_bytes(encoding) + m * n * 4))
+    Ok((params, weight_bytes + scale_bytes + m * k * operand_bytes(encoding) + m * n * 4))
 }
 
 fn case(bench: &str, shape: &Shape, step: (Launch, Vec<u8>), out: *mut f32, bytes: usize, goal: Option<Goal>) -> Case {

@@ -61,6 +61,7 @@ pub fn check(check: &mut Check) -> Outcome {
 }
 
 fn case(check: &mut Check, form: Form, m: usize, n: usize, k: usize) -> Outcome {
+    let k = form.columns(k);
     let (first, extra) = (check.pick(&[0, 0, 1, 5, 130]), check.pick(&[0, 3]));
     let bias = check.pick(&[None, Some(Dtype::DTYPE_F32), Some(Dtype::DTYPE_BF16), Some(Dtype::DTYPE_F16)]);
     let residual = check.pick(&[false, true]);
@@ -131,7 +132,7 @@ fn case(check: &mut Check, form: Form, m: usize, n: usize, k: usize) -> Outcome 
     }
     // The twin may be lucky, but not better than this: three roundings of the sums, and where weights are rounded to be
     // operands, one rounding of each, which add up as independent errors do.
-    let rounded = !matches!(form, Form::Plain(_));
+    let rounded = !matches!(form, Form::Plain(_) | Form::Mxfp4);
     let floor = 3.0 * unit_roundoff(Dtype::DTYPE_F32) * largest
         + if rounded { unit_roundoff(Dtype::DTYPE_BF16) * norm } else { 0.0 };
     check.gate_above(floor, "out", &picked[0], &picked[1], &truth)
@@ -145,7 +146,7 @@ pub(super) fn lengths(check: &mut Check, columns: usize, divided: bool) -> Vec<f
 /// A row of activations has the same result, bit for bit, alone, in front of, behind and among others.
 pub fn check_neighbours(check: &mut Check) -> Outcome {
     for form in FORMS {
-        let (n, k) = (check.pick(&[9, 16, 33]), check.pick(&[65, 192, 576, 2112]));
+        let (n, k) = (check.pick(&[9, 16, 33]), form.columns(check.pick(&[65, 192, 576, 2112])));
         check.case(format!("{form:?} gemm beside 0 to 63 others, n {n}, k {k}"));
         let dtype = operand(form.encoding());
         let (w, _) = random_tile(check, form, 0, n, k);

@@ -28,6 +28,7 @@ pub fn check(check: &mut Check) -> Outcome {
 }
 
 fn case(check: &mut Check, form: Form, m: usize, n: usize, k: usize) -> Outcome {
+    let k = form.columns(k);
     let first = check.pick(&[0, 4, 1, 5, 132]);
     let after = check.pick(&[0, 3, 8]);
     let columns = if after == 8 { (first + n).next_multiple_of(8) } else { first + n + after };
@@ -119,7 +120,7 @@ fn case(check: &mut Check, form: Form, m: usize, n: usize, k: usize) -> Outcome 
     }
     // As for the multiply of decode: the twin may be lucky, but not better than three roundings of the sums, one to a result
     // of 16 bits, and where weights are rounded to be operands, one of each, which add up as independent errors do.
-    let rounded = !matches!(form, Form::Plain(_));
+    let rounded = !matches!(form, Form::Plain(_) | Form::Mxfp4);
     let narrow = if dtype == Dtype::DTYPE_F32 { 0.0 } else { unit_roundoff(dtype) };
     let floor = (3.0 * unit_roundoff(Dtype::DTYPE_F32) + narrow) * largest
         + if rounded { unit_roundoff(Dtype::DTYPE_BF16) * norm } else { 0.0 };
@@ -130,7 +131,7 @@ fn case(check: &mut Check, form: Form, m: usize, n: usize, k: usize) -> Outcome 
 pub fn check_neighbours(check: &mut Check) -> Outcome {
     const ALL: usize = 200;
     for form in FORMS {
-        let (n, k) = (check.pick(&[9, 33, 65, 130]), check.pick(&[65, 96, 192, 320]));
+        let (n, k) = (check.pick(&[9, 33, 65, 130]), form.columns(check.pick(&[65, 96, 192, 320])));
         check.case(format!("{form:?} prefill gemm beside 0 to {} others, n {n}, k {k}", ALL - 1));
         let (w, _) = random_tile(check, form, 0, n, k);
         let values = check.normal(ALL * k);

@@ -26,6 +26,7 @@ pub fn check(check: &mut Check) -> Outcome {
 }
 
 fn case(check: &mut Check, form: Form, n: usize, k: usize) -> Outcome {
+    let k = form.columns(k);
     let first = check.pick(&[0, 1, 5, 130]);
     check.case(format!("{form:?} lengths of {n} rows of {k}, the first is {first}"));
     let (w, numbers) = random_tile(check, form, first, n, k);

@@ -13,6 +13,7 @@ pub fn row_lengths(encoding: Encoding, params: &RowLengthsParams) -> Launch {
         Encoding::Int8 => "row_lengths_int8",
         Encoding::Fp8 => "row_lengths_fp8",
         Encoding::Nf4 => "row_lengths_nf4",
+        Encoding::Mxfp4 => "row_lengths_mxfp4",
     };
     Launch::linear(kernel, (params.n as usize).div_ceil(8), 256)
 }
@@ -26,6 +27,7 @@ pub fn naive(encoding: Encoding, params: &RowLengthsParams) -> Launch {
         Encoding::Int8 => "naive_row_lengths_int8",
         Encoding::Fp8 => "naive_row_lengths_fp8",
         Encoding::Nf4 => "naive_row_lengths_nf4",
+        Encoding::Mxfp4 => "naive_row_lengths_mxfp4",
     };
     Launch::linear(kernel, (params.n as usize).div_ceil(128), 128)
 }

@@ -39,6 +39,9 @@ pub(super) trait F32x16: Copy {
     fn load_e4m3(from: &[u8; LANES]) -> Self;
     /// Signed bytes, at any address.
     fn load_i8(from: &[u8; LANES]) -> Self;
+    /// Sixteen codes of four bits, two in a byte, as what a table has for them. The first of a byte is its lower half, or
+    /// its upper one.
+    fn table4<const UPPER_FIRST: bool>(codes: &[u8; LANES / 2], table: &[f32; 16]) -> Self;
     /// Bytes, at any address.
     fn bytes(from: &[u8; LANES]) -> Self::Bytes;
     /// `byte >> shift & mask`, for masks of at most `8 - shift` bits.
@@ -46,6 +49,10 @@ pub(super) trait F32x16: Copy {
     /// `low | high << 4`, for `high` below 16.
     fn join(low: Self::Bytes, high: Self::Bytes) -> Self::Bytes;
     fn from_bytes(bytes: Self::Bytes) -> Self;
+    /// `word >> shift & mask` of sixteen little-endian words of 32 bits, at any address, for masks of at most 24 bits.
+    fn load_field(from: &[u8; 4 * LANES], shift: u32, mask: u32) -> Self;
+    /// Of two little-endian words of 32 bits, at any address: lane l is `word l / 8 >> shifts[l] & 15`.
+    fn load_nibbles(from: &[u8; LANES / 2], shifts: &[u32; LANES]) -> Self;
     /// One little-endian float16.
     fn half(bytes: [u8; 2]) -> f32;
     fn store(self, to: &mut [f32; LANES]);
@@ -230,6 +237,12 @@ impl F32x16 for Portable {
     }
 
     #[inline(always)]
+    fn table4<const UPPER_FIRST: bool>(codes: &[u8; LANES / 2], table: &[f32; 16]) -> Self {
+        let shift = |l: usize| if (l % 2 == 0) == UPPER_FIRST { 4 } else { 0 };
+        Portable(std::array::from_fn(|l| table[usize::from(codes[l / 2] >> shift(l) & 15)]))
+    }
+
+    #[inline(always)]
     fn bytes(from: &[u8; LANES]) -> [u8; LANES] {
         *from
     }
@@ -247,6 +260,18 @@ impl F32x16 for Portable {
     #[inline(always)]
     fn from_bytes(bytes: [u8; LANES]) -> Self {
         Portable(bytes.map(f32::from))
+    }
+
+    #[inline(always)]
+    fn load_field(from: &[u8; 4 * LANES], shift: u32, mask: u32) -> Self {
+        let (words, _) = from.as_chunks::<4>();
+        Portable(std::array::from_fn(|l| (u32::from_le_bytes(words[l]) >> shift & mask) as f32))
+    }
+
+    #[inline(always)]
+    fn load_nibbles(from: &[u8; LANES / 2], shifts: &[u32; LANES]) -> Self {
+        let (words, _) = from.as_chunks::<4>();
+        Portable(std::array::from_fn(|l| (u32::from_le_bytes(words[l / 8]) >> shifts[l] & 15) as f32))
     }
 
     #[inline(always)]

@@ -2,7 +2,7 @@
 //! the bits that decoding the whole matrix beforehand would give.
 
 use super::isa::{F32x16, Isa, Kernel, LANES};
-use crate::encoding::Encoding;
+use crate::encoding::{Encoding, FP4, NF4};
 
 /// A run of whole rows of a `[rows, k]` matrix.
 #[derive(Clone, Copy)]
@@ -21,6 +21,8 @@ pub struct Tile<'a> {
 pub struct Scales<'a> {
     /// `[blocks of rows, blocks of columns]`, row-major, of the whole matrix.
     pub values: &'a [f32],
+    /// As many numbers that are subtracted first, or none.
+    pub zeros: &'a [f32],
     pub row_block: usize,
     /// A power of two, at least 16; or at least as many as the matrix has columns.
     pub col_block: usize,
@@ -51,13 +53,16 @@ impl<'a> Tile<'a> {
     pub(super) fn factors<const R: usize>(&self, first: usize) -> Factors<'a, R> {
         let Some(scales) = self.scales else { return Factors::NONE };
         let per_row = self.k.div_ceil(scales.col_block);
-        let mut rows: [&[f32]; R] = [&[]; R];
-        for (r, row) in rows.iter_mut().enumerate() {
+        let (mut rows, mut zeros): ([&[f32]; R], [&[f32]; R]) = ([&[]; R], [&[]; R]);
+        for r in 0..R {
             let block = (scales.first_row + first + r) / scales.row_block;
-            *row = &scales.values[block * per_row..(block + 1) * per_row];
+            rows[r] = &scales.values[block * per_row..(block + 1) * per_row];
+            if !scales.zeros.is_empty() {
+                zeros[r] = &scales.zeros[block * per_row..(block + 1) * per_row];
+            }
         }
         let shift = if per_row == 1 { usize::BITS - 1 } else { (scales.col_block / LANES).ilog2() };
-        Factors { rows, shift }
+        Factors { rows, zeros, shift }
     }
 }
 
@@ -65,16 +70,25 @@ impl<'a> Tile<'a> {
 #[derive(Clone, Copy)]
 pub(super) struct Factors<'a, const R: usize> {
     rows: [&'a [f32]; R],
+    /// None, or one for each factor.
+    zeros: [&'a [f32]; R],
     shift: u32,
 }
 
 impl<const R: usize> Factors<'_, R> {
-    pub const NONE: Self = Factors { rows: [&[]; R], shift: 0 };
+    pub const NONE: Self = Factors { rows: [&[]; R], zeros: [&[]; R], shift: 0 };
 
-    /// `lanes`, which are sixteen numbers of row `r` from 16·`step` on, times their factor.
+    /// `lanes`, which are sixteen numbers of row `r` from 16·`step` on, less their zero, times their factor.
     #[inline(always)]
     pub fn apply<V: F32x16, E: Element>(&self, lanes: V, r: usize, step: usize) -> V {
-        if E::SCALED { lanes.mul(V::splat(self.rows[r][step >> self.shift])) } else { lanes }
+        if !E::SCALED {
+            return lanes;
+        }
+        let (block, mut lanes) = (step >> self.shift, lanes);
+        if E::ZEROS && !self.zeros[r].is_empty() {
+            lanes = lanes.sub(V::splat(self.zeros[r][block]));
+        }
+        lanes.mul(V::splat(self.rows[r][block]))
     }
 }
 
@@ -86,6 +100,8 @@ pub(super) trait Element {
     const STEPS: usize = 1;
     /// Whether numbers are multiplied by a factor that lies elsewhere.
     const SCALED: bool = false;
+    /// Whether a zero may be subtracted before.
+    const ZEROS: bool = false;
     /// What the vectors of a block have in common.
     type Common: Copy + Default;
 
@@ -138,6 +154,39 @@ plain! {
     F8E4M3: 1, load_e4m3, true;
 }
 
+/// Numbers with factors that lie elsewhere, sixteen in so many bytes, perhaps with zeros.
+macro_rules! scaled {
+    ($($element:ident: $bytes:expr, $zeros:literal, |$chunk:ident| $numbers:expr;)*) => {$(
+        pub(super) struct $element;
+
+        impl Element for $element {
+            type Chunk = [u8; $bytes];
+            type Common = ();
+            const SCALED: bool = true;
+            const ZEROS: bool = $zeros;
+
+            #[inline(always)]
+            fn common<V: F32x16>(_: &Self::Chunk) {}
+
+            #[inline(always)]
+            fn lanes<V: F32x16>($chunk: &Self::Chunk, _: &(), _: usize) -> V {
+                $numbers
+            }
+        }
+    )*};
+}
+
+scaled! {
+    Int8: LANES, true, |chunk| V::load_i8(chunk);
+    Offset8: LANES, true, |chunk| V::from_bytes(V::bytes(chunk)).sub(V::splat(128.0));
+    Offset4: LANES / 2, true, |chunk| V::table4::<false>(chunk, &OFFSET4);
+    Nf4: LANES / 2, false, |chunk| V::table4::<true>(chunk, &NF4);
+    Fp4: LANES / 2, false, |chunk| V::table4::<true>(chunk, &FP4);
+}
+
+/// What four bits stand for, less 8.
+const OFFSET4: [f32; 16] = [-8.0, -7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0];
+
 /// Evaluates an expression with `E` as the [`Element`] of an encoding.
 macro_rules! with_element {
     ($encoding:expr, $e:ident => $body:expr) => {{
@@ -183,6 +232,29 @@ macro_rules! with_element {
             Encoding::Mxfp4 => {
                 type $e = crate::backend::cpu::mxfp4::Mxfp4;
                 $body
+            }
+            Encoding::Int8 => {
+                type $e = elements::Int8;
+                $body
+            }
+            Encoding::Offset8 => {
+                type $e = elements::Offset8;
+                $body
+            }
+            Encoding::Offset4 => {
+                type $e = elements::Offset4;
+                $body
+            }
+            Encoding::Nf4 => {
+                type $e = elements::Nf4;
+                $body
+            }
+            Encoding::Fp4 => {
+                type $e = elements::Fp4;
+                $body
+            }
+            other @ (Encoding::Gptq4 | Encoding::Gptq8 | Encoding::Awq4) => {
+                unreachable!("{other} is only stored as a transpose")
             }
         }
     }};

@@ -107,7 +107,7 @@ impl Batch {
 }
 
 /// Adds a row to the last run, or begins another.
-fn extend(runs: &mut Vec<Run>, row: usize, phase: Phase) {
+pub fn extend(runs: &mut Vec<Run>, row: usize, phase: Phase) {
     match runs.last_mut().filter(|run| run.phase == phase) {
         Some(run) => run.rows.end = row + 1,
         None => runs.push(Run { rows: row..row + 1, phase }),

@@ -2,6 +2,8 @@
 //! rounded to the 16 bits that they multiply, unless the weights are float32, or stored as their transpose, which the
 //! multiply in float32 is for.
 
+use std::ops::Range;
+
 use layerstream_kernels::driver::Stream;
 use layerstream_kernels::launch::gemm::MAX_DECODE_ROWS;
 use layerstream_kernels::launch::{gemm, gemm_prefill, lengths, transposed};
@@ -17,16 +19,36 @@ use crate::encoding::Encoding;
 use crate::error::Result;
 use crate::plan::Tile;
 use crate::plan::device::operand;
-use crate::program::{Matrix, Product, Program};
+use crate::program::{Buffer, Matrix, Product, Program};
+
+/// Numbers of a row that share an exponent.
+const MXFP4_BLOCK: usize = 32;
 
 /// What of a product has no kernel.
-pub fn unsupported(program: &Program, product: &Product) -> Option<String> {
-    let matrix = &program.matrices[product.matrix.0];
+pub fn unsupported(matrix: &Matrix) -> Option<String> {
     let known = match matrix.tensor.transposed {
         true => float(matrix.encoding).is_some(),
         false => weights(matrix).is_some(),
     };
     (!known).then(|| format!("{} weights stored like `{}`", matrix.encoding, matrix.tensor.name))
+}
+
+/// A product with one tile of a matrix.
+pub struct TileProduct<'a> {
+    pub matrix: &'a Matrix,
+    /// The tile's stored rows, where they are, and where their exponents are, if they have any.
+    pub stored: &'a Range<usize>,
+    pub address: u64,
+    pub exponents: Option<u64>,
+    pub input: Buffer,
+    pub output: Buffer,
+    /// The column of the output where row 0 of the matrix goes.
+    pub first: usize,
+    pub add: bool,
+    /// Of row 0 of the matrix and those after it.
+    pub bias: Vector,
+    pub scale: f32,
+    pub normalise_rows: bool,
 }
 
 /// How kernels call the encoding of a matrix whose rows are stored, and what they have to know of its blocks; `None` where
@@ -37,6 +59,7 @@ pub fn weights(matrix: &Matrix) -> Option<(gemm::Encoding, Weights)> {
         (Encoding::F32, None) => plain(gemm::Encoding::F32),
         (Encoding::F16, None) => plain(gemm::Encoding::F16),
         (Encoding::Bf16, None) => plain(gemm::Encoding::Bf16),
+        (Encoding::Mxfp4, None) => plain(gemm::Encoding::Mxfp4),
         (Encoding::F8E4M3, Some(scales)) => {
             let row_shift = shift(scales.row_block, matrix.tensor.shape[0])?;
             let column_shift = shift(scales.col_block, matrix.cols)?;
@@ -74,81 +97,102 @@ impl Steps {
         if rows == 0 {
             return Ok(());
         }
-        let queue = Queue { card, stream };
-        let matrix = &program.matrices[product.matrix.0];
+        let what = TileProduct {
+            matrix: &program.matrices[product.matrix.0],
+            stored: &tile.rows,
+            address,
+            exponents: None,
+            input: product.input,
+            output: product.output,
+            first: product.first,
+            add: product.add,
+            bias: self.vector(product.bias),
+            scale: product.scale,
+            normalise_rows: product.normalise_rows,
+        };
+        self.multiply_tile(&Queue { card, stream }, program, &what, rows, runs)
+    }
+
+    /// Queues the product of the first `rows` rows of a buffer with a tile; they are of the phases that `runs` says.
+    pub fn multiply_tile(
+        &mut self,
+        queue: &Queue,
+        program: &Program,
+        what: &TileProduct,
+        rows: usize,
+        runs: &[Run],
+    ) -> Result<()> {
+        let TileProduct { matrix, stored, address, input, output, .. } = *what;
         if matrix.tensor.transposed {
-            return self.multiply_transposed(&queue, matrix, product, tile, address, rows);
+            return self.multiply_transposed(queue, what, rows);
         }
-        let (x, x_bytes) = self.operand(&queue, program, product, rows)?;
+        let (x, x_bytes) = self.operand(queue, program, input, operand(matrix), rows)?;
         let (encoding, blocks) = weights(matrix).expect("programs are checked before they run");
         // Kernels count rows as the tensor does, whose scales are those of all its rows.
         let before = matrix.first_row;
-        let w = Weights {
-            data: address as *const _,
-            scale: matrix.scales.map_or(0, |scales| self.at(self.layout.vectors[scales.vector.0])) as *const _,
-            first_row: (before + tile.rows.start) as i32,
-            ..blocks
+        let first_row = before + stored.start;
+        let scale = match what.exponents {
+            Some(exponents) => exponents.wrapping_sub((first_row * matrix.cols / MXFP4_BLOCK) as u64),
+            None => matrix.scales.map_or(0, |scales| self.at(self.layout.vectors[scales.vector.0])),
         };
-        let lengths = match product.normalise_rows {
+        let w = Weights { data: address as *const _, scale: scale as *const _, first_row: first_row as i32, ..blocks };
+        let (n, k) = (stored.len() as i32, matrix.cols as i32);
+        let lengths = match what.normalise_rows {
             true => self.at(self.layout.lengths) - 4 * before as u64,
             false => 0,
         };
-        if product.normalise_rows {
-            let (n, k) = (tile.rows.len() as i32, matrix.cols as i32);
+        if what.normalise_rows {
             let params = RowLengthsParams { w, lengths: lengths as *mut f32, n, k };
             queue.launch(&lengths::row_lengths(encoding, &params), &params)?;
         }
-        let (x_stride, out_stride) = (self.stride(product.input), self.stride(product.output));
-        let out = (self.changed(product.output) + 4 * product.first as u64 - 4 * before as u64) as *mut f32;
+        let out = (self.changed(output) + 4 * what.first as u64 - 4 * before as u64) as *mut f32;
         let gemm = GemmParams {
             w,
             x: x as *const _,
             out,
-            residual: if product.add { out } else { std::ptr::null() },
-            bias: preceded(self.vector(product.bias), before),
+            residual: if what.add { out } else { std::ptr::null() },
+            bias: preceded(what.bias, before),
             lengths: lengths as *const f32,
-            x_stride,
-            out_stride,
+            x_stride: self.stride(input),
+            out_stride: self.stride(output),
             m: rows as i32,
-            n: tile.rows.len() as i32,
-            k: matrix.cols as i32,
-            scale: product.scale,
+            n,
+            k,
+            scale: what.scale,
         };
         queue.product(encoding, &gemm, x_bytes, runs)
     }
 
     /// What some stored rows, each the weights of one input for all outputs, add to a product. The first of them begin it.
     /// Rows of both phases have the same bits here.
-    fn multiply_transposed(
-        &mut self,
-        queue: &Queue,
-        matrix: &Matrix,
-        product: &Product,
-        tile: &Tile,
-        address: u64,
-        rows: usize,
-    ) -> Result<()> {
-        let begins = tile.rows.start == 0;
+    fn multiply_transposed(&mut self, queue: &Queue, what: &TileProduct, rows: usize) -> Result<()> {
+        let TileProduct { matrix, stored, address, input, output, .. } = *what;
+        let begins = stored.start == 0;
         let params = TransposedParams {
             w: address as *const _,
-            x: (self.wide(product.input) + 4 * tile.rows.start as u64) as *const f32,
-            out: (self.changed(product.output) + 4 * product.first as u64) as *mut f32,
-            bias: self.vector(product.bias.filter(|_| begins)),
-            x_stride: self.stride(product.input),
-            out_stride: self.stride(product.output),
+            x: (self.wide(input) + 4 * stored.start as u64) as *const f32,
+            out: (self.changed(output) + 4 * what.first as u64) as *mut f32,
+            bias: if begins { what.bias } else { Vector::default() },
+            x_stride: self.stride(input),
+            out_stride: self.stride(output),
             m: rows as i32,
             n: matrix.rows as i32,
-            k: tile.rows.len() as i32,
-            add: i32::from(product.add || !begins),
+            k: stored.len() as i32,
+            add: i32::from(what.add || !begins),
             dtype: float(matrix.encoding).expect("programs are checked before they run"),
         };
         queue.launch(&transposed::product(&params), &params)
     }
 
     /// The input of a product as its operands, made if need be: address, and bytes of an element.
-    fn operand(&mut self, queue: &Queue, program: &Program, product: &Product, rows: usize) -> Result<(u64, u64)> {
-        let dtype = operand(&program.matrices[product.matrix.0]);
-        let buffer = product.input;
+    fn operand(
+        &mut self,
+        queue: &Queue,
+        program: &Program,
+        buffer: Buffer,
+        dtype: checkpoint::Dtype,
+        rows: usize,
+    ) -> Result<(u64, u64)> {
         if dtype == checkpoint::Dtype::F32 {
             return Ok((self.wide(buffer), 4));
         }

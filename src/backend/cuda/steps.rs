@@ -4,6 +4,7 @@
 //! Buffers are float32, and what products read is rounded to the 16 bits that they multiply: by the step that makes it,
 //! where nobody else reads it, else by a conversion before the product.
 
+mod experts;
 mod recurrent;
 mod rows;
 
@@ -27,8 +28,9 @@ use crate::program::{Activation, Attention, Buffer, KvShape, Norm, NormKind, Pro
 /// What of a program has no kernel: to be asked before anything runs. Here a new step gets its line first.
 pub fn unsupported(program: &Program) -> Option<String> {
     let step = |step: &Step| match step {
-        Step::MatMul(product) => products::unsupported(program, product),
-        Step::Route { .. } | Step::Experts(_) => Some("experts".into()),
+        Step::MatMul(product) => products::unsupported(&program.matrices[product.matrix.0]),
+        Step::Route { routing, .. } => experts::unsupported_routing(routing),
+        Step::Experts(step) => experts::unsupported_experts(program, step),
         Step::DeltaRule(rule) => recurrent::unsupported(rule),
         Step::Attend { attention: Attention { turn_keys: Some(_), .. }, .. } => Some("keys that turn anew".into()),
         Step::Attend { layer, .. } => {
@@ -82,6 +84,8 @@ pub struct Steps {
     sequences: usize,
     /// Whether rows are those with logits: after [`Step::Select`].
     selected: bool,
+    /// What the latest router chose.
+    chosen: experts::Chosen,
     /// Steps of this kind that the pass has had.
     scaled_queries: usize,
 }
@@ -96,6 +100,7 @@ impl Steps {
             operands,
             sequences,
             selected: false,
+            chosen: experts::Chosen::default(),
             scaled_queries: 0,
         }
     }
@@ -199,7 +204,8 @@ impl Steps {
             Step::HeadNorm { norm, buffer, head_dim } => {
                 self.head_norm(&queue, program, norm, *buffer, *head_dim, rows)
             }
-            Step::MatMul(_) => unreachable!("products come tile by tile"),
+            Step::MatMul(_) | Step::Experts(_) => unreachable!("products come tile by tile"),
+            Step::Route { .. } => unreachable!("the engine has to know what was chosen"),
             Step::Rearrange { input, output, first, run, stride } => {
                 let (from, to) = (self.wide(*input), self.changed(*output));
                 (0..program.buffers[output.0] / run).try_for_each(|i| {
@@ -350,7 +356,6 @@ impl Steps {
                     scale: 1.0,
                 })
             }
-            Step::Route { .. } | Step::Experts(_) => unreachable!("programs are checked before they run"),
         }
     }
 

@@ -77,6 +77,18 @@ impl F32x16 for Zmm {
     }
 
     #[inline(always)]
+    fn table4<const UPPER_FIRST: bool>(codes: &[u8; LANES / 2], table: &[f32; 16]) -> Self {
+        Zmm(simd!({
+            let halves = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+            let words = _mm512_castsi128_si512(_mm_loadl_epi64(codes.as_ptr().cast()));
+            let words = _mm512_permutexvar_epi32(halves, words);
+            let shifts = _mm512_broadcast_i64x4(nibbles::<UPPER_FIRST>());
+            // Of an index, only the lower four bits count.
+            _mm512_permutexvar_ps(_mm512_srlv_epi32(words, shifts), _mm512_loadu_ps(table.as_ptr()))
+        }))
+    }
+
+    #[inline(always)]
     fn from_bytes(bytes: __m128i) -> Self {
         Zmm(simd!(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes))))
     }
@@ -94,6 +106,26 @@ impl F32x16 for Zmm {
     #[inline(always)]
     fn join(low: __m128i, high: __m128i) -> __m128i {
         simd!(_mm_or_si128(low, _mm_slli_epi16::<4>(high)))
+    }
+
+    #[inline(always)]
+    fn load_field(from: &[u8; 4 * LANES], shift: u32, mask: u32) -> Self {
+        Zmm(simd!({
+            let words = _mm512_loadu_si512(from.as_ptr().cast());
+            let moved = _mm512_srl_epi32(words, _mm_cvtsi32_si128(shift as i32));
+            _mm512_cvtepi32_ps(_mm512_and_si512(moved, _mm512_set1_epi32(mask as i32)))
+        }))
+    }
+
+    #[inline(always)]
+    fn load_nibbles(from: &[u8; LANES / 2], shifts: &[u32; LANES]) -> Self {
+        let [low, high] = halves(from);
+        Zmm(simd!({
+            let words =
+                _mm512_inserti64x4::<1>(_mm512_castsi256_si512(_mm256_set1_epi32(low)), _mm256_set1_epi32(high));
+            let moved = _mm512_srlv_epi32(words, _mm512_loadu_si512(shifts.as_ptr().cast()));
+            _mm512_cvtepi32_ps(_mm512_and_si512(moved, _mm512_set1_epi32(15)))
+        }))
     }
 
     #[inline(always)]
@@ -221,6 +253,18 @@ impl F32x16 for Ymm2 {
     }
 
     #[inline(always)]
+    fn table4<const UPPER_FIRST: bool>(codes: &[u8; LANES / 2], table: &[f32; 16]) -> Self {
+        let [a, b, c, d, e, f, g, h] = *codes;
+        let words = [i32::from_le_bytes([a, b, c, d]), i32::from_le_bytes([e, f, g, h])];
+        simd!({
+            let (low, high) = (_mm256_loadu_ps(table.as_ptr()), _mm256_loadu_ps(table.as_ptr().add(8)));
+            let shifts = nibbles::<UPPER_FIRST>();
+            let [a, b] = words.map(|word| lookup8(_mm256_srlv_epi32(_mm256_set1_epi32(word), shifts), low, high));
+            Ymm2(a, b)
+        })
+    }
+
+    #[inline(always)]
     fn from_bytes(bytes: __m128i) -> Self {
         simd!({
             let (low, high) = (_mm256_cvtepu8_epi32(bytes), _mm256_cvtepu8_epi32(_mm_srli_si128::<8>(bytes)));
@@ -241,6 +285,25 @@ impl F32x16 for Ymm2 {
     #[inline(always)]
     fn join(low: __m128i, high: __m128i) -> __m128i {
         simd!(_mm_or_si128(low, _mm_slli_epi16::<4>(high)))
+    }
+
+    #[inline(always)]
+    fn load_field(from: &[u8; 4 * LANES], shift: u32, mask: u32) -> Self {
+        let p = from.as_ptr();
+        simd!(Ymm2(
+            field8(_mm256_loadu_si256(p.cast()), shift, mask),
+            field8(_mm256_loadu_si256(p.add(32).cast()), shift, mask)
+        ))
+    }
+
+    #[inline(always)]
+    fn load_nibbles(from: &[u8; LANES / 2], shifts: &[u32; LANES]) -> Self {
+        let ([low, high], p) = (halves(from), shifts.as_ptr());
+        simd!({
+            let low = _mm256_srlv_epi32(_mm256_set1_epi32(low), _mm256_loadu_si256(p.cast()));
+            let high = _mm256_srlv_epi32(_mm256_set1_epi32(high), _mm256_loadu_si256(p.add(8).cast()));
+            Ymm2(field8(low, 0, 15), field8(high, 0, 15))
+        })
     }
 
     #[inline(always)]
@@ -320,6 +383,21 @@ fn scale8(a: __m256, n: __m256) -> __m256 {
     _mm256_mul_ps(_mm256_mul_ps(a, _mm256_castsi256_ps(first)), _mm256_castsi256_ps(second))
 }
 
+/// `word >> shift & mask` as numbers.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn field8(words: __m256i, shift: u32, mask: u32) -> __m256 {
+    let moved = _mm256_srl_epi32(words, _mm_cvtsi32_si128(shift as i32));
+    _mm256_cvtepi32_ps(_mm256_and_si256(moved, _mm256_set1_epi32(mask as i32)))
+}
+
+/// Two little-endian words.
+#[inline(always)]
+fn halves(from: &[u8; LANES / 2]) -> [i32; 2] {
+    let (words, _) = from.as_chunks::<4>();
+    [i32::from_le_bytes(words[0]), i32::from_le_bytes(words[1])]
+}
+
 /// The last three levels of the tree of [`F32x16::sum`].
 #[target_feature(enable = "avx2")]
 #[inline]
@@ -350,4 +428,22 @@ fn e4m3_halves(from: &[u8; LANES]) -> __m256i {
 #[inline]
 fn field(bytes: __m128i, shift: u32, mask: u8) -> __m128i {
     _mm_and_si128(_mm_srl_epi16(bytes, _mm_cvtsi32_si128(shift as i32)), _mm_set1_epi8(mask as i8))
+}
+
+/// How far the eight codes of a word must move.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn nibbles<const UPPER_FIRST: bool>() -> __m256i {
+    match UPPER_FIRST {
+        true => _mm256_setr_epi32(4, 0, 12, 8, 20, 16, 28, 24),
+        false => _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28),
+    }
+}
+
+/// What a table has for the lower four bits of eight words, given its halves.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn lookup8(codes: __m256i, low: __m256, high: __m256) -> __m256 {
+    let upper = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(codes));
+    _mm256_blendv_ps(_mm256_permutevar8x32_ps(low, codes), _mm256_permutevar8x32_ps(high, codes), upper)
 }
