@@ -41,11 +41,11 @@ fn a_token_reads_the_shared_weights_and_its_experts() {
         ..Job::default()
     };
     let jobs = [
-        // Little room on either side, more in memory, more on the GPU, and all there.
-        Job { vram: Some(2_000_000), ram: Some(4 << 20), ..base.clone() },
-        Job { vram: Some(2_000_000), ..base.clone() },
-        Job { vram: Some(9_000_000), ram: Some(4 << 20), ..base.clone() },
-        Job { ram: Some(4 << 20), ..base },
+        // The least on either side, more in memory, more on the GPU, and all there. The driver has 1 MiB.
+        Job { exact_vram: Some(3 << 20), ram: Some(0), ..base.clone() },
+        Job { exact_vram: Some(3 << 20), ..base.clone() },
+        Job { exact_vram: Some(7 << 20), ram: Some(0), ..base.clone() },
+        Job { ram: Some(0), ..base },
     ];
     let (outcomes, _) = run(&jobs, &[("SEED", "5")]).done();
     let errors: Vec<_> = outcomes.iter().flat_map(|outcome| &outcome.errors).collect();
@@ -60,7 +60,7 @@ fn a_token_reads_the_shared_weights_and_its_experts() {
     let [little, memory, gpu, all] = &outcomes[..] else { panic!("four jobs") };
     let misses = |outcome: &Outcome| outcome.experts_used - outcome.experts_hit;
     assert!(little.experts_read > 2 * memory.experts_read, "memory saves nothing: {little:?}");
-    assert!(misses(gpu) < misses(little), "the GPU's memory saves nothing: {} and {}", misses(gpu), misses(little));
+    assert!(2 * misses(gpu) < misses(little), "the GPU saves nothing: {} and {}", misses(gpu), misses(little));
     // Room for all, on either side: each that is used is read once.
     for outcome in [memory, all] {
         assert!(outcome.experts_read as f64 <= 1.05 * (LAYERS * 8 * EXPERT) as f64, "{}", outcome.experts_read);
