@@ -8,6 +8,7 @@ use crate::checkpoint::{Checkpoint, read_json};
 use crate::error::{Error, Result};
 use crate::generate::GenerateOptions;
 use crate::sample::Sampling;
+use crate::text::TextSide;
 
 /// The `top_k` of transformers where sampling is on and the file does not say.
 const TOP_K: usize = 50;
@@ -26,12 +27,20 @@ const NEUTRAL: [(&str, f64); 8] = [
 
 impl GenerateOptions {
     /// What a model asks for: the metadata of a GGUF file, or what lies beside other checkpoints (see
-    /// [`GenerateOptions::of_directory`]).
+    /// [`GenerateOptions::of_directory`]); and the ends of its chat format (see [`TextSide::ends`]).
     ///
     /// # Errors
     /// If a file is damaged or asks for something impossible.
-    pub fn of_model(checkpoint: &Checkpoint) -> Result<GenerateOptions> {
-        let Some(metadata) = checkpoint.metadata() else { return GenerateOptions::of_directory(checkpoint.dir()) };
+    pub fn of_model(checkpoint: &Checkpoint, text: &TextSide) -> Result<GenerateOptions> {
+        let Some(metadata) = checkpoint.metadata() else {
+            let mut options = GenerateOptions::of_directory(checkpoint.dir())?;
+            for end in text.ends() {
+                if !options.eos.contains(&end) {
+                    options.eos.push(end);
+                }
+            }
+            return Ok(options);
+        };
         // A chat ends with the end of a turn, which some models have beside the end of a text.
         let mut eos = Vec::new();
         for key in ["eos_token_id", "eot_token_id"] {

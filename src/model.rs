@@ -181,7 +181,7 @@ impl Model {
     /// As [`Model::open`].
     pub fn start(outline: Outline, text: TextSide, options: &Options) -> Result<Model> {
         let Outline { checkpoint, program, plan, source, processor } = outline;
-        let defaults = GenerateOptions::of_model(&checkpoint)?;
+        let defaults = GenerateOptions::of_model(&checkpoint, &text)?;
         let cached = vec![Vec::new(); plan.sequences];
         let (threads, recorder) = (options.threads, options.recorder.clone());
         let engine = Engine::new(&source, program, plan, &options.disk, processor, threads, recorder)?;

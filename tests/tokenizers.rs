@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use layerstream::GenerateOptions;
+use layerstream::checkpoint::Checkpoint;
 use layerstream::text::{ChatInput, ChatTemplate, TextSide, Tokenizer, TokenizerParts};
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -442,4 +444,24 @@ thread_local! {
     static TOKENIZERS: BTreeMap<&'static str, Tokenizer> = ["spm_bpe_llama2", "spm_bpe_glm", "spm_bpe_baichuan"]
         .map(|name| (name, Tokenizer::open(&case(name)).unwrap()))
         .into();
+}
+
+#[test]
+fn answers_end_where_the_models_own_code_ends_them() {
+    let qwen = TextSide::open(&case("qwen_tiktoken")).unwrap();
+    let id = |token: &str| qwen.tokenizer().unwrap().token_id(token).unwrap();
+    let ends = ["<|endoftext|>", "<|im_end|>", "<|im_start|>"].map(id);
+    assert_eq!(qwen.ends(), ends);
+    let config = json!({"tokenizer_class": "ChatGLMTokenizer", "name_or_path": "THUDM/chatglm3-6b"});
+    assert_eq!(TextSide::open(configured("spm_bpe_glm", config).path()).unwrap().ends(), [1006, 1008]);
+    // The configurations of these name all of their ends.
+    for name in ["spm_bpe_glm", "bbpe_qwen2"] {
+        assert!(TextSide::open(&case(name)).unwrap().ends().is_empty(), "{name}");
+    }
+    // After those of the configuration, and none twice.
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models/qwen1_ntk_logn");
+    let named = GenerateOptions::of_directory(&model).unwrap().eos;
+    let all = GenerateOptions::of_model(&Checkpoint::open(&model).unwrap(), &qwen).unwrap().eos;
+    let expected: Vec<u32> = named.iter().copied().chain(ends.into_iter().filter(|id| !named.contains(id))).collect();
+    assert!(all == expected && all.len() > named.len(), "{all:?}");
 }

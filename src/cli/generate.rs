@@ -24,7 +24,7 @@ pub fn run(args: &args::Generate) -> Result<()> {
     let longest = family::program(&checkpoint)?.max_positions;
     let text = TextSide::of(&checkpoint)?;
     let prompts = prompts::read(args, &text)?;
-    let options = args.answer.over(GenerateOptions::of_model(&checkpoint)?);
+    let options = args.answer.over(GenerateOptions::of_model(&checkpoint, &text)?);
     let needed = prompts.iter().map(|prompt| prompt.ids.len()).max().unwrap_or(0) + options.max_new_tokens;
     let seeing = Seeing::begin(&args.seeing)?;
     let resources = args.resources.options(Some(needed.clamp(1, longest)), prompts.len());

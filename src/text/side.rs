@@ -64,12 +64,19 @@ impl TextSide {
             return Ok(template);
         }
         match self.tokenizer.as_ref().and_then(Tokenizer::chat) {
-            Some((path, source)) => ChatTemplate::built_in(path, source),
+            Some((path, format)) => ChatTemplate::built_in(path, format.template),
             None => {
                 Err(self
                     .missing("there is no chat template beside the model: it is no chat model; give it a plain prompt"))
             }
         }
+    }
+
+    /// Tokens that end an answer and that no configuration names: those at which the code of ChatGLM 3 and of Qwen 1 stops.
+    pub fn ends(&self) -> Vec<u32> {
+        let Some(tokenizer) = &self.tokenizer else { return Vec::new() };
+        let ends = tokenizer.chat().map_or(&[][..], |(_, format)| format.ends);
+        ends.iter().filter_map(|token| tokenizer.token_id(token)).collect()
     }
 
     /// The token ids of a prompt, with the special tokens that the tokenizer puts around it. Special tokens written out

@@ -10,6 +10,7 @@ use tokenizers::AddedVocabulary;
 
 use crate::{Error, Result};
 
+use super::builtin::Format;
 use super::stream::TextStream;
 use super::words::{Said, Words};
 use super::{files, library, parts};
@@ -33,8 +34,8 @@ pub(super) struct Inner {
     pub after: Vec<u32>,
     pub bos: Option<String>,
     pub eos: Option<String>,
-    /// The chat template that the model's own code has, where the checkpoint has none.
-    pub chat: Option<&'static str>,
+    /// The chat format that the model's own code has, where the checkpoint has none.
+    pub chat: Option<Format>,
 }
 
 impl fmt::Debug for Tokenizer {
@@ -158,8 +159,8 @@ impl Tokenizer {
         self.inner.eos.as_deref()
     }
 
-    /// The chat template of the model's own code.
-    pub(super) fn chat(&self) -> Option<(&Path, &'static str)> {
+    /// The chat format of the model's own code.
+    pub(super) fn chat(&self) -> Option<(&Path, Format)> {
         self.inner.chat.map(|chat| (&*self.inner.path, chat))
     }
 

@@ -222,7 +222,7 @@ fn the_tokenizer_and_the_template_are_in_the_file() {
     assert_eq!(ids, [1, 0xe2 + 3, 0x96 + 3, 0x81 + 3, 0x41 + 3]);
     assert_eq!(side.tokenizer().unwrap().decode(&ids[1..], true).unwrap(), "▁A");
     refused(side.chat_template().map(|_| ()), &["model-Q8_0.gguf", "no chat template"]);
-    assert_eq!(GenerateOptions::of_model(&checkpoint).unwrap().eos, [2]);
+    assert_eq!(GenerateOptions::of_model(&checkpoint, &TextSide::of(&checkpoint).unwrap()).unwrap().eos, [2]);
 
     let texts = |texts: &[&str]| {
         let items = texts.iter().flat_map(|item| text(item));
