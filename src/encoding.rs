@@ -4,6 +4,7 @@
 use std::fmt;
 
 use crate::checkpoint::Dtype;
+pub use crate::checkpoint::Packed;
 
 /// How the numbers of one stored row follow each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -31,10 +32,13 @@ pub enum Encoding {
     /// E2M1, two in a byte, with an exponent for each 32 (MXFP4); only experts are stored like this, see
     /// [`crate::program::Expert`].
     Mxfp4,
+    /// As `layerstream pack` writes them.
+    Packed(Packed),
 }
 
 impl Encoding {
-    pub const ALL: [Encoding; 10] = [
+    /// One of each kind.
+    pub const ALL: [Encoding; 13] = [
         Encoding::F32,
         Encoding::F16,
         Encoding::Bf16,
@@ -45,6 +49,9 @@ impl Encoding {
         Encoding::Q5K,
         Encoding::Q6K,
         Encoding::Mxfp4,
+        Encoding::Packed(Packed::KINDS[0]),
+        Encoding::Packed(Packed::KINDS[1]),
+        Encoding::Packed(Packed::KINDS[2]),
     ];
 
     /// What tensors of this type are made of; `None` for those that no matrix can be.
@@ -59,11 +66,12 @@ impl Encoding {
             Dtype::Q4K => Encoding::Q4K,
             Dtype::Q5K => Encoding::Q5K,
             Dtype::Q6K => Encoding::Q6K,
+            Dtype::Packed(packed) => Encoding::Packed(packed),
             _ => return None,
         })
     }
 
-    /// Numbers in a block, and its bytes. A row is made of whole blocks.
+    /// Numbers in a block, and its bytes. A row is made of whole blocks, unless it is packed.
     const fn block(self) -> (usize, usize) {
         match self {
             Encoding::F32 => Dtype::F32,
@@ -77,6 +85,8 @@ impl Encoding {
             Encoding::Q6K => Dtype::Q6K,
             // No tensor says that it is made of these.
             Encoding::Mxfp4 => return (32, 16),
+            // Any number of them makes a row.
+            Encoding::Packed(packed) => return (1, packed.row_bytes(1)),
         }
         .block()
     }
@@ -86,10 +96,18 @@ impl Encoding {
         self.block().0
     }
 
-    /// Bytes of so many numbers, which are whole blocks.
+    /// Bytes of so many numbers, which are whole blocks; of a packed encoding, those of one row.
     pub const fn bytes(self, numbers: usize) -> usize {
+        if let Encoding::Packed(packed) = self {
+            return packed.row_bytes(numbers);
+        }
         let (block, bytes) = self.block();
         numbers / block * bytes
+    }
+
+    /// Whether numbers are decoded many at a time, which takes more than to multiply with them.
+    pub fn by_blocks(self) -> bool {
+        self.multiple() > 1 || matches!(self, Encoding::Packed(_))
     }
 
     /// Whether every number stands for itself, without a factor that is stored elsewhere.
@@ -109,6 +127,7 @@ impl Encoding {
             Encoding::Q5K => "q5_k",
             Encoding::Q6K => "q6_k",
             Encoding::Mxfp4 => "mxfp4",
+            Encoding::Packed(packed) => packed.name(),
         }
     }
 }
@@ -117,4 +136,57 @@ impl fmt::Display for Encoding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.name())
     }
+}
+
+/// The sixteen numbers of NF4: the quantiles of a normal distribution that QLoRA defines, as bitsandbytes has them.
+pub const NF4: [f32; 16] = [
+    -1.0,
+    -0.696_192_8,
+    -0.525_073_05,
+    -0.394_917_5,
+    -0.284_441_38,
+    -0.184_773_43,
+    -0.091_050_036,
+    0.0,
+    0.079_580_3,
+    0.160_930_2,
+    0.246_112_3,
+    0.337_915_24,
+    0.440_709_83,
+    0.562_617,
+    0.722_956_84,
+    1.0,
+];
+
+/// What the 256 codes of a scale stand for, rising: the signed dynamic map of bitsandbytes (Dettmers et al., 2022,
+/// arXiv:2110.02861). For each power of ten from 10⁻⁶ to 1 there are twice as many numbers as for the one before, halfway
+/// between points that divide the stretch from its tenth to itself evenly; and zero, and one.
+pub const fn scale_map() -> [f32; 256] {
+    let mut map = [0.0; 256];
+    let powers = [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0];
+    // The negative ones first, largest power first; zero is in their middle, one at the end.
+    let (mut below, mut above) = (126, 128);
+    let mut exponent = 0;
+    while exponent < 7 {
+        let parts = 1 << exponent;
+        let mut i = 0;
+        while i < parts {
+            let number = powers[exponent] * ((point(i, parts) + point(i + 1, parts)) / 2.0);
+            map[above] = number;
+            map[below] = -number;
+            above += 1;
+            below = below.saturating_sub(1);
+            i += 1;
+        }
+        exponent += 1;
+    }
+    map[255] = 1.0;
+    map
+}
+
+/// Point `i` of those that divide [0.1, 1] into so many parts, counted from the nearer end and rounded once, as PyTorch does.
+const fn point(i: usize, parts: usize) -> f32 {
+    let step = ((1.0 - 0.1f32) / parts as f32) as f64;
+    let point = if i < parts.div_ceil(2) { 0.1f32 as f64 + step * i as f64 } else { 1.0 - step * (parts - i) as f64 };
+    point as f32
 }

@@ -39,6 +39,9 @@ pub(super) trait F32x16: Copy {
     fn load_e4m3(from: &[u8; LANES]) -> Self;
     /// Signed bytes, at any address.
     fn load_i8(from: &[u8; LANES]) -> Self;
+    /// Sixteen codes of four bits, two in a byte, as what a table has for them. The first of a byte is its lower half, or
+    /// its upper one.
+    fn table4<const UPPER_FIRST: bool>(codes: &[u8; LANES / 2], table: &[f32; 16]) -> Self;
     /// Bytes, at any address.
     fn bytes(from: &[u8; LANES]) -> Self::Bytes;
     /// `byte >> shift & mask`, for masks of at most `8 - shift` bits.
@@ -227,6 +230,12 @@ impl F32x16 for Portable {
     #[inline(always)]
     fn load_i8(from: &[u8; LANES]) -> Self {
         Portable(std::array::from_fn(|l| f32::from(from[l] as i8)))
+    }
+
+    #[inline(always)]
+    fn table4<const UPPER_FIRST: bool>(codes: &[u8; LANES / 2], table: &[f32; 16]) -> Self {
+        let shift = |l: usize| if (l % 2 == 0) == UPPER_FIRST { 4 } else { 0 };
+        Portable(std::array::from_fn(|l| table[usize::from(codes[l / 2] >> shift(l) & 15)]))
     }
 
     #[inline(always)]

@@ -77,6 +77,18 @@ impl F32x16 for Zmm {
     }
 
     #[inline(always)]
+    fn table4<const UPPER_FIRST: bool>(codes: &[u8; LANES / 2], table: &[f32; 16]) -> Self {
+        Zmm(simd!({
+            let halves = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+            let words = _mm512_castsi128_si512(_mm_loadl_epi64(codes.as_ptr().cast()));
+            let words = _mm512_permutexvar_epi32(halves, words);
+            let shifts = _mm512_broadcast_i64x4(nibbles::<UPPER_FIRST>());
+            // Of an index, only the lower four bits count.
+            _mm512_permutexvar_ps(_mm512_srlv_epi32(words, shifts), _mm512_loadu_ps(table.as_ptr()))
+        }))
+    }
+
+    #[inline(always)]
     fn from_bytes(bytes: __m128i) -> Self {
         Zmm(simd!(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes))))
     }
@@ -221,6 +233,18 @@ impl F32x16 for Ymm2 {
     }
 
     #[inline(always)]
+    fn table4<const UPPER_FIRST: bool>(codes: &[u8; LANES / 2], table: &[f32; 16]) -> Self {
+        let [a, b, c, d, e, f, g, h] = *codes;
+        let words = [i32::from_le_bytes([a, b, c, d]), i32::from_le_bytes([e, f, g, h])];
+        simd!({
+            let (low, high) = (_mm256_loadu_ps(table.as_ptr()), _mm256_loadu_ps(table.as_ptr().add(8)));
+            let shifts = nibbles::<UPPER_FIRST>();
+            let [a, b] = words.map(|word| lookup8(_mm256_srlv_epi32(_mm256_set1_epi32(word), shifts), low, high));
+            Ymm2(a, b)
+        })
+    }
+
+    #[inline(always)]
     fn from_bytes(bytes: __m128i) -> Self {
         simd!({
             let (low, high) = (_mm256_cvtepu8_epi32(bytes), _mm256_cvtepu8_epi32(_mm_srli_si128::<8>(bytes)));
@@ -350,4 +374,22 @@ fn e4m3_halves(from: &[u8; LANES]) -> __m256i {
 #[inline]
 fn field(bytes: __m128i, shift: u32, mask: u8) -> __m128i {
     _mm_and_si128(_mm_srl_epi16(bytes, _mm_cvtsi32_si128(shift as i32)), _mm_set1_epi8(mask as i8))
+}
+
+/// How far the eight codes of a word must move.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn nibbles<const UPPER_FIRST: bool>() -> __m256i {
+    match UPPER_FIRST {
+        true => _mm256_setr_epi32(4, 0, 12, 8, 20, 16, 28, 24),
+        false => _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28),
+    }
+}
+
+/// What a table has for the lower four bits of eight words, given its halves.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn lookup8(codes: __m256i, low: __m256, high: __m256) -> __m256 {
+    let upper = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(codes));
+    _mm256_blendv_ps(_mm256_permutevar8x32_ps(low, codes), _mm256_permutevar8x32_ps(high, codes), upper)
 }
