@@ -9,7 +9,8 @@
 //   load_scale(w, k, row, i)  what the scale of the STEP from i on is made of: loads only, so that many can be in flight
 //   scale(loaded, ...)    that scale
 // All but `at` are for rows of whole steps only (`whole_steps`): STEP elements then share one scale and are aligned.
-// Unscaled operands are exact for int8 and fp8, and one rounding away for nf4.
+// Unscaled operands are exact for int8 and fp8, and one rounding away for nf4. SCALED says whether there are scales, DECODED
+// whether operands are something else than the bytes that were loaded.
 #pragma once
 #include "tile.cuh"
 
@@ -21,6 +22,9 @@ template <class E> constexpr int STEP = 4 * E::CHUNK;
 template <class E> __device__ __forceinline__ bool whole_steps(const Weights& w, int k) {
     return k % STEP<E> == 0 && E::blocks_hold_steps(w);
 }
+
+// What a product is multiplied by.
+__device__ __forceinline__ float scale_of(const GemmParams& p) { return p.scale == 0 ? 1 : p.scale; }
 
 // The tables that a decoder keeps in shared memory: none, for most. `fill` is called by all threads of the block.
 struct NoTable {
@@ -36,7 +40,7 @@ struct F32 {
     using Chunk = uint4;
     using LoadedScale = float;
     static constexpr int CHUNK = 4;
-    static constexpr bool SCALED = false;
+    static constexpr bool SCALED = false, DECODED = false;
     static __device__ bool blocks_hold_steps(const Weights&) { return true; }
     static __device__ float at(const Weights& w, int k, int row, int i) {
         return static_cast<const float*>(w.data)[(long long)row * k + i];
@@ -59,7 +63,7 @@ template <class T> struct Half {
     using Chunk = uint4;
     using LoadedScale = float;
     static constexpr int CHUNK = 8;
-    static constexpr bool SCALED = false;
+    static constexpr bool SCALED = false, DECODED = false;
     static __device__ bool blocks_hold_steps(const Weights&) { return true; }
     static __device__ float at(const Weights& w, int k, int row, int i) {
         return static_cast<const T*>(w.data)[(long long)row * k + i];
@@ -93,7 +97,7 @@ template <class Format> struct Bytes {
     using Chunk = uint4;
     using LoadedScale = float;
     static constexpr int CHUNK = 16;
-    static constexpr bool SCALED = true;
+    static constexpr bool SCALED = true, DECODED = true;
     static __device__ bool blocks_hold_steps(const Weights& w) { return Format::blocks_hold_steps(w); }
     static __device__ float load_scale(const Weights& w, int k, int row, int i) { return Format::scale(w, k, row, i); }
     static __device__ float scale(float loaded, const NoTable&) { return loaded; }
@@ -154,7 +158,7 @@ struct Nf4 {
     using Operand = __nv_bfloat16;
     using Chunk = uint2;
     static constexpr int CHUNK = 16;
-    static constexpr bool SCALED = true;
+    static constexpr bool SCALED = true, DECODED = true;
 
     // A scale, or when nested its code and the scale of that.
     struct LoadedScale {
@@ -227,5 +231,55 @@ struct Nf4 {
     static __device__ void values(Chunk c, const ValueTable& table, float (&v)[CHUNK]) {
         uint32_t words[2] = {c.x, c.y};
         for (int j = 0; j < CHUNK; j++) v[j] = table[words[j / 8] >> (j % 8 / 2 * 8 + (j % 2 ? 0 : 4)) & 15];
+    }
+};
+
+// --- four bits and an exponent ---------------------------------------------------------------------------------------
+
+// MXFP4 (Open Compute Project, Microscaling Formats 1.0): E2M1, two in a byte, the first in the low half; 32 of a row share an
+// exponent of eight bits. A power of two moves no bit of a mantissa, so bfloat16 operands hold it exactly: lanes load a chunk
+// with its own exponent, and steps have no scale.
+struct Mxfp4 {
+    using Operand = __nv_bfloat16;
+    using OperandTable = NoTable;
+    using ValueTable = NoTable;
+    using LoadedScale = float;
+    static constexpr int CHUNK = 16;
+    static constexpr bool SCALED = false, DECODED = true;
+
+    struct Chunk {
+        uint2 numbers;
+        uint32_t exponent;
+    };
+    static __device__ bool blocks_hold_steps(const Weights&) { return true; }
+    static __device__ float load_scale(const Weights&, int, int, int) { return 1; }
+    static __device__ float scale(float loaded, const NoTable&) { return loaded; }
+    static __device__ uint32_t exponent(const Weights& w, int k, int row, int i) {
+        return static_cast<const unsigned char*>(w.scale)[(long long)(w.first_row + row) * (k / 32) + i / 32];
+    }
+    // 2^(exponent - 127), whose least is below the normal numbers.
+    static __device__ float power(uint32_t exponent) { return __uint_as_float(exponent > 0 ? exponent << 23 : 1u << 22); }
+    // Sign, exponent and mantissa of number j of a word move to their places in a float32; 2^126 makes up for the biases.
+    static __device__ float number(uint32_t word, int j) {
+        uint32_t top = word << (28 - 4 * j);
+        return __uint_as_float((top & 0x80000000u) | (top >> 6 & 0x01c00000u)) * 8.50705917302346158658436518579420528640e37f;
+    }
+    static __device__ float at(const Weights& w, int k, int row, int i) {
+        uint32_t byte = static_cast<const unsigned char*>(w.data)[((long long)row * k + i) / 2];
+        return number(byte, i % 2) * power(exponent(w, k, row, i));
+    }
+    static __device__ Chunk load(const Weights& w, int k, int row, int i) {
+        const unsigned char* numbers = static_cast<const unsigned char*>(w.data) + ((long long)row * k + i) / 2;
+        return {load8_once(numbers), exponent(w, k, row, i)};
+    }
+    static __device__ void values(Chunk c, const NoTable&, float (&v)[CHUNK]) {
+        uint32_t words[2] = {c.numbers.x, c.numbers.y};
+        float power = Mxfp4::power(c.exponent);
+        for (int j = 0; j < CHUNK; j++) v[j] = number(words[j / 8], j % 8) * power;
+    }
+    static __device__ void operands(Chunk c, const NoTable& none, uint32_t (&o)[CHUNK / 2]) {
+        float v[CHUNK];
+        values(c, none, v);
+        for (int j = 0; j < CHUNK / 2; j++) o[j] = pack2(v[2 * j], v[2 * j + 1], Operand());
     }
 };

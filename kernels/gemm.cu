@@ -15,9 +15,9 @@ constexpr int WARPS = 8;
 
 __device__ __forceinline__ float epilogue(const GemmParams& p, float sum, int r, int j) {
     int column = p.w.first_row + j;
+    if (p.lengths) sum /= p.lengths[column];
     if (p.bias.data) sum += load_element(p.bias.data, column, p.bias.dtype);
-    if (p.residual) sum += p.residual[r * p.out_stride + column];
-    return sum;
+    return fmaf(scale_of(p), sum, p.residual ? p.residual[r * p.out_stride + column] : 0.0f);
 }
 __device__ __forceinline__ void store_result(const GemmParams& p, float sum, int r, int j) {
     p.out[r * p.out_stride + p.w.first_row + j] = epilogue(p, sum, r, j);
@@ -312,6 +312,7 @@ GEMM(bf16, Bf16)
 GEMM(int8, Int8)
 GEMM(fp8, Fp8)
 GEMM(nf4, Nf4)
+GEMM(mxfp4, Mxfp4)
 KERNEL(naive_gemm_f32, GemmParams, 256) { naive_gemm<F32>(p); }
 KERNEL(gemm_f32_m8, GemmParams, 256) { simt_gemm<F32, 16>(p); }
 KERNEL(gemm_f32_m64, GemmParams, 256) { simt_gemm<F32, 32>(p); }

@@ -27,7 +27,8 @@ template <class E> __device__ void naive_gemm_prefill(const PrefillParams& prefi
     float sum = 0;
     for (int i = 0; i < p.k; i++) sum += float(x[i]) * float(Operand(E::at(p.w, p.k, j, i)));
     long long at = r * p.out_stride + column;
-    sum += vector_at(p.bias, column, 0);
+    if (p.lengths) sum /= p.lengths[column];
+    sum = (sum + vector_at(p.bias, column, 0)) * scale_of(p);
     if (p.residual) sum += p.residual[at];
     if (prefill.out16) {
         store_element(prefill.out16, at, prefill.out16_dtype, sum);
@@ -67,14 +68,20 @@ __device__ __forceinline__ void store4_16bit(void* out, long long row, int i, in
 __device__ __forceinline__ void store_rows(const PrefillParams& prefill, const float* sums, int first, int rows, int first_column) {
     const GemmParams& p = prefill.product;
     int column = threadIdx.x % (TILE / 4) * 4, j = first_column + column;
-    float bias[4];
-    for (int c = 0; c < 4; c++) bias[c] = within(j + c, p.n) ? vector_at(p.bias, p.w.first_row + j + c, 0) : 0.0f;
+    float bias[4], length[4], scale = scale_of(p);
+    for (int c = 0; c < 4; c++) {
+        bool inside = within(j + c, p.n);
+        bias[c] = inside ? vector_at(p.bias, p.w.first_row + j + c, 0) : 0.0f;
+        length[c] = inside && p.lengths ? p.lengths[p.w.first_row + j + c] : 1.0f;
+    }
     bool aligned = rows_aligned(p.out + p.w.first_row, p.out_stride);
     bool residual_aligned = rows_aligned(p.residual + p.w.first_row, p.out_stride);
     for (int row = threadIdx.x / (TILE / 4); row < rows; row += THREADS / (TILE / 4)) {
         if (!within(first + row, p.m)) break;
         float4 v = *reinterpret_cast<const float4*>(&sums[staged(row, column)]);
+        if (p.lengths) v = make_float4(v.x / length[0], v.y / length[1], v.z / length[2], v.w / length[3]);
         v = make_float4(v.x + bias[0], v.y + bias[1], v.z + bias[2], v.w + bias[3]);
+        v = make_float4(v.x * scale, v.y * scale, v.z * scale, v.w * scale);
         long long at = (first + row) * p.out_stride + p.w.first_row;
         if (p.residual) {
             float4 before = load4(p.residual + at, j, p.n, residual_aligned);
@@ -135,7 +142,7 @@ struct Copied {
     __device__ __forceinline__ void load(const GemmParams&, const int*, int, int) {}
     template <class Table> __device__ __forceinline__ void decode(uint4*, const Table&, int) const {}
 };
-template <class E, bool Scaled> struct AheadOf { using Type = Copied; };
+template <class E, bool Decoded> struct AheadOf { using Type = Copied; };
 template <class E> struct AheadOf<E, true> { using Type = Undecoded<E>; };
 
 // A warp's operands, 16 of k at a time: 64 rows of activations, 64 rows of weights. The next ones are loaded during a
@@ -191,11 +198,11 @@ template <class E> __device__ void tensor_gemm(const PrefillParams& prefill) {
     auto copy = [&](int slice) {
         if (within(slice, slices)) {
             copy_slice(x_stage(slice), p.x, uint32_t(p.x_stride) * 2, x_rows, slice * SLICE, p.k);
-            if (!E::SCALED) copy_slice(w_stage(slice), p.w.data, uint32_t(p.k) * 2, w_rows, slice * SLICE, p.k);
+            if (!E::DECODED) copy_slice(w_stage(slice), p.w.data, uint32_t(p.k) * 2, w_rows, slice * SLICE, p.k);
         }
         cp_async_commit();
     };
-    typename AheadOf<E, E::SCALED>::Type ahead;
+    typename AheadOf<E, E::DECODED>::Type ahead;
     // Chunk c of a slice from registers to its stage; that of the slice after it takes its place. (The last slice is decoded
     // once more than it is used.)
     auto refill = [&](int slice, int c) {
@@ -344,3 +351,4 @@ GEMM_PREFILL_TENSOR(bf16, Bf16)
 GEMM_PREFILL_TENSOR(int8, Int8)
 GEMM_PREFILL_TENSOR(fp8, Fp8)
 GEMM_PREFILL_TENSOR(nf4, Nf4)
+GEMM_PREFILL_TENSOR(mxfp4, Mxfp4)

@@ -1,24 +1,29 @@
-// What a gated MLP does between its products: SwiGLU, GeGLU and gpt-oss's clamped kind. See GluParams.
+// What an MLP does between its products: with a gate SwiGLU, GeGLU, gpt-oss's clamped kind and others, without one the
+// activation alone. See GluParams and ActivateParams.
 //
 // A thread has four elements, a block a piece of a row.
 #include "tile.cuh"
 
 // --- naive twin: one thread an element, the formulas as they are published ---------------------------------------------
 
-__device__ __forceinline__ float naive_gate(const GluParams& p, float gate, float up) {
-    switch (p.kind) {
+__device__ __forceinline__ float naive_activation(Gate kind, float x) {
+    switch (kind) {
     case GATE_GELU_TANH: {
-        float inner = 0.7978845608028654f * (gate + 0.044715f * gate * gate * gate); // sqrt(2 / pi)
-        return 0.5f * gate * (1 + tanhf(inner)) * up;
+        float inner = 0.7978845608028654f * (x + 0.044715f * x * x * x); // sqrt(2 / pi)
+        return 0.5f * x * (1 + tanhf(inner));
     }
-    case GATE_GELU_ERF: return 0.5f * gate * (1 + erff(gate * 0.7071067811865476f)) * up;
-    case GATE_CLAMPED: {
-        float g = gate > p.limit ? p.limit : gate;
-        float u = up > p.limit ? p.limit : up < -p.limit ? -p.limit : up;
-        return g * (1 / (1 + expf(-p.alpha * g))) * (u + 1);
+    case GATE_GELU_ERF: return 0.5f * x * (1 + erff(x * 0.7071067811865476f));
+    case GATE_RELU: return x < 0 ? 0 : x;
+    case GATE_SIGMOID: return 1 / (1 + expf(-x));
+    default: return x * (1 / (1 + expf(-x)));
     }
-    default: return gate * (1 / (1 + expf(-gate))) * up;
-    }
+}
+
+__device__ __forceinline__ float naive_gate(const GluParams& p, float gate, float up) {
+    if (p.kind != GATE_CLAMPED) return naive_activation(p.kind, gate) * up;
+    float g = gate > p.limit ? p.limit : gate;
+    float u = up > p.limit ? p.limit : up < -p.limit ? -p.limit : up;
+    return g * (1 / (1 + expf(-p.alpha * g))) * (u + 1);
 }
 
 KERNEL(naive_glu, GluParams, 128) {
@@ -29,25 +34,39 @@ KERNEL(naive_glu, GluParams, 128) {
     store_element(p.out, row * p.out_stride + i, p.out_dtype, naive_gate(p, gate, up));
 }
 
+KERNEL(naive_activate, ActivateParams, 128) {
+    int row = blockIdx.x, i = blockIdx.y * blockDim.x + threadIdx.x;
+    if (i >= p.dim) return;
+    store_element(p.out, row * p.out_stride + i, p.out_dtype, naive_activation(p.kind, p.x[row * p.stride + i]));
+}
+
 // --- four elements a thread ------------------------------------------------------------------------------------------
 
-// x * sigmoid(z). Every gate is one: the tanh of GELU's approximation, (1 + tanh u) / 2 = sigmoid(2u), as well, without
-// the cancellation that 1 + tanh(u) has for negative u. NaN stays NaN.
+// x * sigmoid(z). Nearly every gate is one: the tanh of GELU's approximation, (1 + tanh u) / 2 = sigmoid(2u), as well,
+// without the cancellation that 1 + tanh(u) has for negative u. NaN stays NaN.
 __device__ __forceinline__ float times_sigmoid(float x, float z) { return x / (1 + expf(-z)); }
 
+__device__ __forceinline__ float activated(Gate kind, float x) {
+    switch (kind) {
+    case GATE_GELU_TANH: return times_sigmoid(x, 1.5957691216057308f * (x + 0.044715f * x * x * x)); // 2 sqrt(2 / pi)
+    case GATE_GELU_ERF: return 0.5f * x * erfcf(x * -0.7071067811865476f);
+    case GATE_RELU: return x < 0 ? 0 : x; // so that NaN stays NaN, which fmaxf would hide
+    case GATE_SIGMOID: return times_sigmoid(1, x);
+    default: return times_sigmoid(x, x);
+    }
+}
+
 __device__ __forceinline__ float gated(const GluParams& p, float gate, float up) {
-    switch (p.kind) {
-    case GATE_GELU_TANH:
-        return times_sigmoid(gate, 1.5957691216057308f * (gate + 0.044715f * gate * gate * gate)) * up; // 2 sqrt(2 / pi)
-    case GATE_GELU_ERF: return 0.5f * gate * erfcf(gate * -0.7071067811865476f) * up;
-    case GATE_CLAMPED: {
-        // Written so that NaN stays NaN, which fminf would hide.
-        float g = gate > p.limit ? p.limit : gate;
-        float u = up > p.limit ? p.limit : up < -p.limit ? -p.limit : up;
-        return times_sigmoid(g, p.alpha * g) * (u + 1);
-    }
-    default: return times_sigmoid(gate, gate) * up;
-    }
+    if (p.kind != GATE_CLAMPED) return activated(p.kind, gate) * up;
+    // As above.
+    float g = gate > p.limit ? p.limit : gate;
+    float u = up > p.limit ? p.limit : up < -p.limit ? -p.limit : up;
+    return times_sigmoid(g, p.alpha * g) * (u + 1);
+}
+
+// Whether rows of any dtype may be written four elements at a time.
+__device__ __forceinline__ bool fours_aligned(const void* out, long long stride, Dtype dtype) {
+    return reinterpret_cast<uintptr_t>(out) % (dtype == DTYPE_F32 ? 16 : 8) == 0 && stride % 4 == 0;
 }
 
 // out[at + i .. at + i + 4) of a row of n in any dtype.
@@ -80,7 +99,13 @@ KERNEL(glu, GluParams, 256) {
         up = make_float4(low.y, low.w, high.y, high.w);
     }
     float4 out = make_float4(gated(p, gate.x, up.x), gated(p, gate.y, up.y), gated(p, gate.z, up.z), gated(p, gate.w, up.w));
-    int bytes = p.out_dtype == DTYPE_F32 ? 16 : 8;
-    bool out_aligned = reinterpret_cast<uintptr_t>(p.out) % bytes == 0 && p.out_stride % 4 == 0;
-    store4_as(p.out, row * p.out_stride, i, p.dim, p.out_dtype, out_aligned, out);
+    store4_as(p.out, row * p.out_stride, i, p.dim, p.out_dtype, fours_aligned(p.out, p.out_stride, p.out_dtype), out);
+}
+
+KERNEL(activate, ActivateParams, 256) {
+    long long row = blockIdx.x;
+    int i = (blockIdx.y * 256 + threadIdx.x) * 4;
+    float4 x = load4(p.x + row * p.stride, i, p.dim, rows_aligned(p.x, p.stride));
+    x = make_float4(activated(p.kind, x.x), activated(p.kind, x.y), activated(p.kind, x.z), activated(p.kind, x.w));
+    store4_as(p.out, row * p.out_stride, i, p.dim, p.out_dtype, fours_aligned(p.out, p.out_stride, p.out_dtype), x);
 }

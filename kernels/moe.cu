@@ -72,6 +72,7 @@ KERNEL(naive_expert_lists, ExpertListsParams, 1) {
         for (int i = 0; i < p.rows * p.top_k; i++) {
             if (p.ids[i] != e) continue;
             p.row_ids[place] = i / p.top_k;
+            p.row_weights[place] = p.weights[i];
             p.places[i] = place++;
         }
     }
@@ -83,7 +84,8 @@ KERNEL(naive_sum_experts, SumExpertsParams, 128) {
     if (i >= p.dim) return;
     float sum = p.add ? p.add[row * p.out_stride + i] : 0;
     for (int n = row * p.top_k; n < (row + 1) * p.top_k; n++)
-        if (p.ids[n] >= p.first_expert && p.ids[n] < p.end_expert) sum += p.weights[n] * p.y[p.places[n] * p.y_stride + i];
+        if (p.ids[n] >= p.first_expert && p.ids[n] < p.end_expert)
+            sum += (p.weights ? p.weights[n] : 1) * p.y[p.places[n] * p.y_stride + i];
     p.out[row * p.out_stride + i] = sum;
 }
 
@@ -207,6 +209,7 @@ KERNEL(expert_lists, ExpertListsParams, LIST_WARPS * 32) {
         if (mine) {
             int place = at + __popc(all & ((1u << lane) - 1));
             p.row_ids[place] = i / p.top_k;
+            p.row_weights[place] = p.weights[i];
             p.places[i] = place;
         }
         at += __popc(all);
@@ -225,7 +228,7 @@ KERNEL(sum_experts, SumExpertsParams, 256) {
     for (long long n = row * p.top_k; n < (row + 1) * p.top_k; n++) {
         int expert = p.ids[n];
         if (expert < p.first_expert || expert >= p.end_expert) continue;
-        float weight = p.weights[n];
+        float weight = p.weights ? p.weights[n] : 1;
         float4 y = load4(p.y + p.places[n] * p.y_stride, i, p.dim, aligned);
         sum.x = fmaf(weight, y.x, sum.x);
         sum.y = fmaf(weight, y.y, sum.y);

@@ -57,7 +57,7 @@ struct RopeParams {
     const float *k;                   /* [rows, kv_heads, dim] */
     const float *v;                   /* [rows, kv_heads, v_dim] */
     const float *k_shared;            /* [rows, rotary_dim]; optional: the elements that turn, for all key heads (MLA) */
-    const float *cos;                 /* [rows, rotary_dim / 2] */
+    const float *cos;                 /* [rows, rotary_dim / 2]; null, as sin then is: the elements have turned already */
     const float *sin;                 /* [rows, rotary_dim / 2] */
     void *keys;                       /* cache, rows of dim */
     void *values;                     /* cache, rows of v_dim */
@@ -118,13 +118,14 @@ struct AttentionParams {
  *   int8          w = q * scale[block], q signed
  *   nf4           w = NF4[q] * scale[block]; two in a byte, the first in the high half; q and blocks run over the flattened
  *                 matrix. Nested: scale[block] = nested_map[u8] * nested_scale[block / 256] + nested_offset
+ *   mxfp4         w = E2M1[q] * 2^(scale[row][i / 32] - 127); two in a byte, the first in the low half; k is a multiple of 32
  *   fp8           e4m3, w = q * scale[row >> row_shift][i >> column_shift] (0x7f reads as 480, not as NaN)
  *
  * Scales are indexed as for the whole matrix, whichever rows the tile has. Whoever holds only a part of them passes the
  * address where the first one would be. */
 struct Weights {
     const void *data;  /* of the tile's first row (nf4: the byte that holds its first element); 16-byte aligned */
-    const void *scale; /* f32; nf4 nested: u8 */
+    const void *scale; /* f32; nf4 nested and mxfp4: u8 */
     const float *nested_scale;
     const float *nested_map; /* [256]; null: not nested */
     float nested_offset;
@@ -133,9 +134,9 @@ struct Weights {
     int row_shift, column_shift; /* fp8: log2 of a block's sides; 7, 7 for DeepSeek; 0, 31 a row; 31, 31 for all */
 };
 
-/* gemm_* (gemm.cu): rows first_row .. first_row + n of a product, for m rows of activations,
+/* gemm_* (gemm.cu): rows first_row .. first_row + n of a product, for m rows of activations; c = first_row + j:
  *
- *   out[r][first_row + j] = sum over i of x[r][i] * w[j][i] + bias[first_row + j] + residual[r][first_row + j]
+ *   out[r][c] = scale * ((sum over i of x[r][i] * w[j][i]) / lengths[c] + bias[c]) + residual[r][c]
  *
  * `out` and `residual` point to column 0 of the whole product. `residual` may be `out`. */
 struct GemmParams {
@@ -144,9 +145,35 @@ struct GemmParams {
     float *out;
     const float *residual;  /* optional; laid out as out */
     struct Vector bias;     /* optional; [all rows] */
+    const float *lengths;   /* optional; [all rows]: what row_lengths made */
     long long x_stride;     /* a multiple of 8 */
     long long out_stride;
     int m, n, k;
+    float scale;            /* 0: 1 */
+};
+
+/* row_lengths_* (lengths.cu): the Euclidean length of each row of a tile, or 1e-12 if that is more. */
+struct RowLengthsParams {
+    struct Weights w;
+    float *lengths; /* [all rows]; those of the tile are written */
+    int n, k;
+};
+
+/* gemm_transposed_* (transposed.cu): what k rows of a matrix that is stored as its transpose add to a product. Stored row i
+ * has the weights of input i for all n outputs.
+ *
+ *   out[r][j] = before + x[r][0] * w[0][j] + x[r][1] * w[1][j] + ...,   before = bias[j], with `add` plus out[r][j]
+ *
+ * from left to right, one fused multiply-add after another: the bits of a product do not depend on where it is cut. */
+struct TransposedParams {
+    const void *w;      /* [k, n], of `dtype` */
+    const float *x;     /* [m, k]: the activations that belong to these stored rows */
+    float *out;         /* [m, n] */
+    struct Vector bias; /* optional; [n] */
+    long long x_stride, out_stride;
+    int m, n, k;
+    int add;
+    enum Dtype dtype;
 };
 
 /* gemm_prefill_* (gemm_prefill.cu): the same product for any number of rows, which may be gathered and may be rounded. */
@@ -162,6 +189,8 @@ enum Gate {
     GATE_SILU,      /* SwiGLU: silu(gate) * up */
     GATE_GELU_TANH, /* GeGLU with the tanh approximation */
     GATE_GELU_ERF,  /* GeGLU */
+    GATE_RELU,      /* max(gate, 0) * up */
+    GATE_SIGMOID,   /* sigmoid(gate) * up */
     GATE_CLAMPED    /* gpt-oss: g * sigmoid(alpha * g) * (u + 1), g = min(gate, limit), u = clamp(up, -limit, limit) */
 };
 
@@ -179,6 +208,84 @@ struct GluParams {
     enum Dtype out_dtype;
     enum Gate kind;
     float alpha, limit;  /* GATE_CLAMPED; limit above 0 */
+};
+
+/* activate (mlp.cu): out[r][i] = activation(x[r][i]), that of a gate without what it is multiplied by. `out` may be `x` where
+ * dtypes and strides agree. */
+struct ActivateParams {
+    const float *x; /* [rows, dim] */
+    void *out;      /* [rows, dim] */
+    long long stride, out_stride;
+    int rows, dim;
+    enum Dtype out_dtype;
+    enum Gate kind; /* not GATE_CLAMPED */
+};
+
+/* scale_rows (rows.cu): x[r] *= factors[r], in place. */
+struct ScaleRowsParams {
+    float *x;             /* [rows, n] */
+    const float *factors; /* [rows] */
+    long long stride;
+    int rows, n;
+};
+
+/* gated_add (gated_add.cu): out[r][i] = x[r][i] * sigmoid(gate[r]) + add[r][i]
+ *
+ * A sum of two rows, a row times the gate of a token, or both. `out` may be `x` or `add`. */
+struct GatedAddParams {
+    const float *x;    /* [rows, n] */
+    const float *gate; /* [rows], gate_stride apart; optional: x as it is */
+    const float *add;  /* optional; laid out as out */
+    float *out;        /* [rows, n] */
+    long long stride, gate_stride, out_stride;
+    int rows, n;
+};
+
+/* Some consecutive rows of a pass that are tokens of one sequence, for layers that keep a state of it. */
+struct Stretch {
+    int first_row; /* of the pass */
+    int rows;      /* of the pass; not 0 */
+    int from;      /* number of the state that the tokens before have left; negative: a state of zeroes */
+    int to;        /* number of the state that these leave; not `from` */
+};
+
+/* convolve (recurrent.cu): a causal convolution of each channel over the tokens of each stretch, in place,
+ *
+ *   x[t][c] = sum over j of weight[c][j] * x[t - taps + 1 + j][c]
+ *
+ * The state is the taps - 1 rows before the first. */
+struct ConvolveParams {
+    float *x;                         /* [rows of the pass, channels] */
+    const float *weight;              /* [channels, taps] */
+    float *states;                    /* [any, taps - 1, channels] */
+    const struct Stretch *stretches;  /* [stretch_count]: only their rows are computed */
+    long long stride;
+    int stretch_count;
+    int channels, taps;
+};
+
+/* delta_rule_* (recurrent.cu): the gated delta rule (Yang et al. 2024, arXiv:2412.06464), token by token for each head,
+ *
+ *   S = g * S;   S += k (x) (b * (v - S k));   out = S q
+ *   g = exp(-exp(log_decay) * softplus(decay + decay_bias)),   b = sigmoid(write)
+ *
+ * where q and k have been divided by their lengths, and q also by sqrt(key_dim). A row of `mixed` is the queries of
+ * key_heads heads, their keys, and the values of value_heads heads; value_heads / key_heads consecutive ones share a key
+ * head. */
+struct DeltaRuleParams {
+    const float *mixed;               /* [rows of the pass, 2 * key_heads * key_dim + value_heads * value_dim] */
+    const float *decay;               /* [rows of the pass, value_heads] */
+    const float *write;               /* [rows of the pass, value_heads] */
+    const float *log_decay;           /* [value_heads] */
+    const float *decay_bias;          /* [value_heads] */
+    float *states;                    /* [any, value_heads, value_dim, key_dim] */
+    float *out;                       /* [rows of the pass, value_heads, value_dim] */
+    const struct Stretch *stretches;  /* [stretch_count]: only their rows are computed */
+    long long mixed_stride, decay_stride, write_stride, out_stride;
+    int stretch_count;
+    int key_heads, value_heads;
+    int key_dim;                      /* at most 256 */
+    int value_dim;
 };
 
 /* How router logits become the scores of experts. */
@@ -215,10 +322,12 @@ struct RouteParams {
 /* expert_lists (moe.cu): the rows that each expert gets. Sorting the (row, expert) pairs of `ids` by expert, then row,
  * gives each pair its place; expert e has the places [bounds[e], bounds[e + 1]). */
 struct ExpertListsParams {
-    const int *ids; /* [rows, top_k], each below experts */
-    int *row_ids;   /* [rows * top_k], by place: the row; what `convert` takes as ids to gather rows of activations */
-    int *places;    /* [rows, top_k] */
-    int *bounds;    /* [experts + 1] */
+    const int *ids;       /* [rows, top_k], each below experts */
+    const float *weights; /* [rows, top_k] */
+    int *row_ids;         /* [rows * top_k], by place: the row; what `convert` takes as ids to gather rows of activations */
+    float *row_weights;   /* [rows * top_k], by place: the weight; what `scale_rows` takes as factors */
+    int *places;          /* [rows, top_k] */
+    int *bounds;          /* [experts + 1] */
     int rows, top_k, experts;
 };
 
@@ -230,7 +339,7 @@ struct SumExpertsParams {
     const float *y;       /* [places, dim]: what the experts made; address of place 0, whether that row is there or not */
     const int *ids;       /* [rows, top_k] */
     const int *places;    /* [rows, top_k] */
-    const float *weights; /* [rows, top_k] */
+    const float *weights; /* [rows, top_k]; optional: 1 */
     const float *add;     /* optional; laid out as out; may be out */
     float *out;           /* [rows, dim] */
     long long y_stride, out_stride;

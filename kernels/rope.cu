@@ -30,7 +30,8 @@ KERNEL(naive_rope, RopeParams, 128) {
 #pragma unroll 1
     for (int i = 0; i < pairs; i++) {
         int first = p.interleaved ? 2 * i : i, second = p.interleaved ? 2 * i + 1 : i + pairs;
-        float c = p.cos[row * pairs + i], s = p.sin[row * pairs + i], a = in[first], b = in[second];
+        float c = p.cos ? p.cos[row * pairs + i] : 1, s = p.cos ? p.sin[row * pairs + i] : 0;
+        float a = in[first], b = in[second];
         store_element(out, at + first, dtype, a * c - b * s);
         store_element(out, at + second, dtype, b * c + a * s);
     }
@@ -38,12 +39,17 @@ KERNEL(naive_rope, RopeParams, 128) {
 
 // --- one warp a head of a row ----------------------------------------------------------------------------------------
 
-// Turns one head: reads the pairs from `in`, writes them at out[at]. `in` and `out` may be the same memory.
+// Turns one head: reads the pairs from `in`, writes them at out[at]. `in` and `out` may be the same memory. What has
+// turned already turns by nothing.
 __device__ __forceinline__ void turn(const RopeParams& p, int row, const float* in, void* out, long long at, Dtype dtype) {
     int pairs = p.rotary_dim / 2;
     for (int i = threadIdx.x % 32; i < pairs; i += 32) {
         int first = p.interleaved ? 2 * i : i, second = p.interleaved ? 2 * i + 1 : i + pairs;
-        float c = p.cos[(long long)row * pairs + i], s = p.sin[(long long)row * pairs + i];
+        float c = 1, s = 0;
+        if (p.cos) {
+            c = p.cos[(long long)row * pairs + i];
+            s = p.sin[(long long)row * pairs + i];
+        }
         float a = in[first], b = in[second];
         store_element(out, at + first, dtype, fmaf(a, c, -(b * s)));
         store_element(out, at + second, dtype, fmaf(b, c, a * s));

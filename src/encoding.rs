@@ -32,13 +32,31 @@ pub enum Encoding {
     /// E2M1, two in a byte, with an exponent for each 32 (MXFP4); only experts are stored like this, see
     /// [`crate::program::Expert`].
     Mxfp4,
-    /// As `layerstream pack` writes them.
+    /// Signed bytes. Factors are elsewhere, as for all that follow: see [`crate::program::Groups`].
+    Int8,
+    /// Bytes less 128, as compressed-tensors packs them.
+    Offset8,
+    /// Numbers of four bits less 8, two in a byte, the first in its lower half: compressed-tensors.
+    Offset4,
+    /// Indices into [`NF4`], two in a byte, the first in its upper half: bitsandbytes.
+    Nf4,
+    /// Indices into [`FP4`], as `Nf4`.
+    Fp4,
+    /// GPTQ: of a matrix that is stored as its transpose, words of 32 bits with the weights of one output for eight inputs,
+    /// lowest bits first.
+    Gptq4,
+    /// As `Gptq4`, bytes of four inputs.
+    Gptq8,
+    /// AWQ: of a matrix that is stored as its transpose, words of 32 bits with the weights of one input for eight outputs: from
+    /// the lowest bits up those of output 0, 2, 4, 6, 1, 3, 5, 7.
+    Awq4,
+    /// As `layerstream pack` writes them, every row with its own factors.
     Packed(Packed),
 }
 
 impl Encoding {
-    /// One of each kind.
-    pub const ALL: [Encoding; 13] = [
+    /// Those that rows of outputs can be stored in.
+    pub const ALL: [Encoding; 18] = [
         Encoding::F32,
         Encoding::F16,
         Encoding::Bf16,
@@ -49,6 +67,11 @@ impl Encoding {
         Encoding::Q5K,
         Encoding::Q6K,
         Encoding::Mxfp4,
+        Encoding::Int8,
+        Encoding::Offset8,
+        Encoding::Offset4,
+        Encoding::Nf4,
+        Encoding::Fp4,
         Encoding::Packed(Packed::KINDS[0]),
         Encoding::Packed(Packed::KINDS[1]),
         Encoding::Packed(Packed::KINDS[2]),
@@ -61,6 +84,7 @@ impl Encoding {
             Dtype::F16 => Encoding::F16,
             Dtype::Bf16 => Encoding::Bf16,
             Dtype::F8E4M3 => Encoding::F8E4M3,
+            Dtype::I8 => Encoding::Int8,
             Dtype::Q8_0 => Encoding::Q8_0,
             Dtype::Q4_0 => Encoding::Q4_0,
             Dtype::Q4K => Encoding::Q4K,
@@ -85,6 +109,10 @@ impl Encoding {
             Encoding::Q6K => Dtype::Q6K,
             // No tensor says that it is made of these.
             Encoding::Mxfp4 => return (32, 16),
+            Encoding::Int8 | Encoding::Offset8 => return (1, 1),
+            Encoding::Offset4 | Encoding::Nf4 | Encoding::Fp4 => return (2, 1),
+            Encoding::Gptq4 | Encoding::Gptq8 => return (1, 4),
+            Encoding::Awq4 => return (8, 4),
             // Any number of them makes a row.
             Encoding::Packed(packed) => return (1, packed.row_bytes(1)),
         }
@@ -112,7 +140,19 @@ impl Encoding {
 
     /// Whether every number stands for itself, without a factor that is stored elsewhere.
     pub fn is_complete(self) -> bool {
-        !matches!(self, Encoding::F8E4M3 | Encoding::Mxfp4)
+        let bytes = matches!(self, Encoding::F8E4M3 | Encoding::Int8 | Encoding::Offset8);
+        let words = matches!(self, Encoding::Gptq4 | Encoding::Gptq8 | Encoding::Awq4);
+        let halves = matches!(self, Encoding::Mxfp4 | Encoding::Offset4 | Encoding::Nf4 | Encoding::Fp4);
+        !(bytes || words || halves)
+    }
+
+    /// Of a matrix that is stored as its transpose: how many inputs a stored row has the weights of.
+    pub const fn inputs(self) -> usize {
+        match self {
+            Encoding::Gptq4 => 8,
+            Encoding::Gptq8 => 4,
+            _ => 1,
+        }
     }
 
     pub fn name(self) -> &'static str {
@@ -127,6 +167,14 @@ impl Encoding {
             Encoding::Q5K => "q5_k",
             Encoding::Q6K => "q6_k",
             Encoding::Mxfp4 => "mxfp4",
+            Encoding::Int8 => "int8",
+            Encoding::Offset8 => "offset_int8",
+            Encoding::Offset4 => "offset_int4",
+            Encoding::Nf4 => "bnb_nf4",
+            Encoding::Fp4 => "bnb_fp4",
+            Encoding::Gptq4 => "gptq_int4",
+            Encoding::Gptq8 => "gptq_int8",
+            Encoding::Awq4 => "awq_int4",
             Encoding::Packed(packed) => packed.name(),
         }
     }
@@ -138,7 +186,8 @@ impl fmt::Display for Encoding {
     }
 }
 
-/// The sixteen numbers of NF4: the quantiles of a normal distribution that QLoRA defines, as bitsandbytes has them.
+/// The sixteen numbers of NF4: the quantiles of a normal distribution that QLoRA defines (Dettmers et al., 2023,
+/// arXiv:2305.14314), as bitsandbytes has them.
 pub const NF4: [f32; 16] = [
     -1.0,
     -0.696_192_8,
@@ -157,6 +206,19 @@ pub const NF4: [f32; 16] = [
     0.722_956_84,
     1.0,
 ];
+
+/// The sixteen numbers of bitsandbytes' FP4: twelfths of 0, 1/16, 8, 12, 4, 6, 2 and 3, then these again, negative.
+pub const FP4: [f32; 16] = {
+    let twelfths = [0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0];
+    let mut numbers = [0.0; 16];
+    let mut i = 0;
+    while i < 8 {
+        numbers[i] = twelfths[i] / 12.0;
+        numbers[i + 8] = -numbers[i];
+        i += 1;
+    }
+    numbers
+};
 
 /// What the 256 codes of a scale stand for, rising: the signed dynamic map of bitsandbytes (Dettmers et al., 2022,
 /// arXiv:2110.02861). For each power of ten from 10⁻⁶ to 1 there are twice as many numbers as for the one before, halfway

@@ -124,6 +124,10 @@ impl Engine {
         let conveyor = Conveyor::start_recorded(source, reads.collect(), plan.memory.ring, disk, recorder.clone())?;
         let taken = conveyor.stats();
         assert!(taken.ring_bytes + taken.resident_bytes <= plan.memory.ring + plan.memory.host, "the plan counts all");
+        let experts = match plan.experts.tiles.is_empty() {
+            true => None,
+            false => Some(stream_experts(source, &plan, disk, &taken)?),
+        };
         let backend: Box<dyn Backend> = match &processor {
             Processor::Cpu { .. } => {
                 let cpu = Cpu::new(threads)?;
@@ -132,12 +136,10 @@ impl Engine {
             #[cfg(feature = "cuda")]
             Processor::Cuda { card, .. } => {
                 let (card, program) = (Arc::clone(card), Arc::clone(&program));
-                Box::new(CudaBackend::new(card, program, &plan, &gather, &conveyor, recorder.clone())?)
+                let memory = conveyor.memory().iter().chain(experts.as_ref().map(Experts::memory));
+                let memory: Vec<_> = memory.cloned().collect();
+                Box::new(CudaBackend::new(card, program, &plan, &gather, &memory, recorder.clone())?)
             }
-        };
-        let experts = match plan.experts.tiles.is_empty() {
-            true => None,
-            false => Some(stream_experts(source, &plan, disk, &taken)?),
         };
         Ok(Engine {
             program,
@@ -250,8 +252,8 @@ impl Engine {
             match step {
                 Step::MatMul(product) => tile = self.multiply(product, tile)?,
                 Step::Route { layer, logits, routing } => {
-                    self.chosen = self.backend.route(*logits, routing)?;
-                    self.request(*layer);
+                    self.chosen = self.backend.route(*logits, routing, &mut self.conveyor)?;
+                    self.request(*layer)?;
                 }
                 Step::Experts(experts) => self.run_experts(experts)?,
                 Step::Embed { .. } => {
@@ -290,11 +292,12 @@ impl Engine {
     }
 
     /// Asks for the tiles of the experts that were chosen, all at once.
-    fn request(&mut self, layer: usize) {
+    fn request(&mut self, layer: usize) -> Result<()> {
         let (plan, chosen) = (&self.plan.experts, &self.chosen);
-        let tiles = || chosen.iter().flat_map(|expert| plan.of(layer, *expert));
-        self.progress.add(tiles().map(|tile| plan.tiles[tile].bytes()).sum());
-        self.experts.as_mut().expect("a program with routers has experts").request(layer, tiles());
+        let tiles: Vec<usize> = chosen.iter().flat_map(|expert| plan.of(layer, *expert)).collect();
+        self.progress.add(tiles.iter().map(|tile| plan.tiles[*tile].bytes()).sum());
+        let feed = self.experts.as_mut().expect("a program with routers has experts");
+        self.backend.request(layer, &tiles, feed)
     }
 
     /// Multiplies with them, expert by expert.

@@ -16,9 +16,9 @@ use std::ops::Range;
 use crate::checkpoint::Span;
 use crate::disk::align::enclose;
 use crate::error::{Error, Result};
-use crate::program::{Matrix, MatrixId, Program, Step};
+use crate::program::{FactorRoom, Groups, Matrix, MatrixId, Program, Step};
 
-pub use experts::{ExpertPlan, ExpertTile};
+pub use experts::{ExpertPlan, ExpertTile, span_bytes};
 
 /// Memory beyond this does nothing for the ring: it covers what is in flight (64 MiB by default) and the pause between
 /// two passes. More memory keeps more tiles instead.
@@ -44,10 +44,13 @@ pub enum Tier {
     Device,
 }
 
-/// A run of stored rows of one matrix.
+/// A run of stored rows of one matrix, or of the factors that come before them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tile {
     pub matrix: MatrixId,
+    /// Which of the matrix's tensors of factors, if it is one.
+    pub factors: Option<usize>,
+    /// Stored rows, or elements of that tensor.
     pub rows: Range<usize>,
     pub span: Span,
     pub tier: Tier,
@@ -119,12 +122,14 @@ pub struct Gpu {
     pub ring: usize,
     /// Bytes of the tiles that stay.
     pub tiles: usize,
+    /// Bytes for tiles of experts, which stay as long as there is room.
+    pub experts: usize,
 }
 
 impl Gpu {
     /// Bytes to be allocated: all but the context, in whole pages, which is what a driver gives.
     pub fn allocation(&self) -> usize {
-        (self.layout.len() + self.ring + self.tiles).next_multiple_of(PAGE)
+        (self.layout.len() + self.ring + self.tiles + self.experts).next_multiple_of(PAGE)
     }
 
     pub fn total(&self) -> u64 {
@@ -168,7 +173,7 @@ impl Plan {
             return Err(too_small(request, floor));
         }
         let (split, left) = Split::largest(program, request);
-        let working = experts::working(program, left, split.ring_floor, request.align);
+        let working = experts::working(split.expert_floor, left, split.ring_floor) / PAGE * PAGE;
         let (tiles, ring, host) = place(program, left - working, request.align);
         let (experts, cache) = experts::place(program, left - ring - host, request.align);
         Ok(Plan {
@@ -189,14 +194,20 @@ impl Plan {
     /// for which there is no room.
     pub fn disk_bytes(&self) -> u64 {
         let streamed: u64 = self.tiles.iter().filter(|tile| tile.tier == Tier::Disk).map(|tile| tile.span.len).sum();
-        let kept = (self.memory.experts as u64).min(self.experts.bytes);
-        let absent = u128::from(self.experts.bytes - kept) * u128::from(self.experts.token_bytes);
-        streamed + (absent / u128::from(self.experts.bytes.max(1))) as u64
+        streamed + self.absent(self.memory.experts + self.gpu.as_ref().map_or(0, |gpu| gpu.experts))
     }
 
-    /// Bytes that a pass copies to the GPU once the tiles that stay there are there.
+    /// Bytes that a pass with one token copies to the GPU once the tiles that stay there are there.
     pub fn copied_bytes(&self) -> u64 {
-        self.tiles.iter().filter(|tile| tile.tier != Tier::Device).map(|tile| tile.span.len).sum()
+        let streamed: u64 = self.tiles.iter().filter(|tile| tile.tier != Tier::Device).map(|tile| tile.span.len).sum();
+        streamed + self.absent(self.gpu.as_ref().map_or(0, |gpu| gpu.experts))
+    }
+
+    /// Of the bytes of a token's experts, the share for which so much memory has no room.
+    fn absent(&self, memory: usize) -> u64 {
+        let kept = (memory as u64).min(self.experts.bytes);
+        let absent = u128::from(self.experts.bytes - kept) * u128::from(self.experts.token_bytes);
+        (absent / u128::from(self.experts.bytes.max(1))) as u64
     }
 
     /// Bytes of weights that every pass multiplies: all but those of experts.
@@ -247,7 +258,7 @@ impl Split {
             kv: token_kv.saturating_mul(request.context).saturating_add(states).saturating_mul(request.sequences),
             activations: of((per_row * rows + selected * logit_rows).saturating_add(turned))
                 .saturating_add(program.embedding.row_bytes() * rows),
-            scratch: request.scratch + experts::factor_bytes(program),
+            scratch: request.scratch + experts::factor_bytes(program) + FactorRoom::of(program).bytes(),
             ring: 0,
             host: 0,
             experts: 0,
@@ -310,14 +321,24 @@ fn cut(program: &Program, bytes: usize) -> Vec<Tile> {
     });
     used.flat_map(|id| {
         let matrix = &program.matrices[id.0];
-        split(matrix, bytes).map(move |rows| Tile {
-            matrix: id,
-            span: matrix.span(rows.clone()),
-            rows,
-            tier: Tier::Disk,
-        })
+        let tile = move |factors, span, rows| Tile { matrix: id, factors, rows, span, tier: Tier::Disk };
+        let factors = matrix.groups.iter().flat_map(move |groups| cut_factors(groups, bytes));
+        let factors = factors.map(move |(part, span, elements)| tile(Some(part), span, elements));
+        factors.chain(split(matrix, bytes).map(move |rows| tile(None, matrix.span(rows.clone()), rows)))
     })
     .collect()
+}
+
+/// Runs of at most `bytes` of every tensor of factors: which one, where they lie, which elements they are.
+fn cut_factors(groups: &Groups, bytes: usize) -> impl Iterator<Item = (usize, Span, Range<usize>)> {
+    groups.parts.iter().enumerate().flat_map(move |(index, part)| {
+        let (all, most) = (part.elements(), (bytes / part.role.bytes()).max(1));
+        let count = all.div_ceil(most);
+        (0..count).map(move |i| {
+            let elements = all * i / count..all * (i + 1) / count;
+            (index, part.span(elements.clone()), elements)
+        })
+    })
 }
 
 /// The stored rows of each tile of a matrix.
@@ -368,7 +389,7 @@ mod tests {
     use super::*;
     use crate::checkpoint::{Dtype, FileId, Tensor};
     use crate::encoding::Encoding;
-    use crate::program::{Buffer, KvShape, Product, Rope, RopeStyle};
+    use crate::program::{Buffer, KvShape, Part, Product, Role, Rope, RopeStyle};
 
     pub(super) const ALIGN: usize = 4096;
 
@@ -381,7 +402,7 @@ mod tests {
             span,
             transposed: false,
         };
-        Matrix { tensor, first_row: 0, rows, cols, encoding: Encoding::Bf16, scales: None }
+        Matrix { tensor, first_row: 0, rows, cols, encoding: Encoding::Bf16, scales: None, groups: None }
     }
 
     /// A program that multiplies with matrices of these shapes, one after the other.
@@ -422,7 +443,7 @@ mod tests {
     }
 
     /// The floor that an error names, in bytes.
-    pub(super) fn named_floor(error: Error) -> u64 {
+    pub(super) fn named_floor(error: &Error) -> u64 {
         let text = error.to_string();
         let mib = text.split("at least ").nth(1).and_then(|rest| rest.split(' ').next()).expect("a floor");
         mib.parse::<u64>().expect("a number of MiB") << 20
@@ -465,7 +486,7 @@ mod tests {
                     prop_assert!(slots(&plan, Tier::Disk).1 * RING_TILES <= plan.memory.ring);
                 }
                 Err(error) => {
-                    let floor = named_floor(error);
+                    let floor = named_floor(&error);
                     prop_assert!(floor > ram);
                     prop_assert!(Plan::new(&program, &request(floor)).is_ok(), "the named floor of {floor} is not enough");
                 }
@@ -489,6 +510,37 @@ mod tests {
                 let even = passed as f64 * bytes as f64 / total as f64;
                 prop_assert!((kept as f64 - even).abs() <= largest as f64, "{kept} of an even {even}");
             }
+        }
+    }
+
+    #[test]
+    fn factors_come_whole_before_their_matrix_and_have_room() {
+        let mut program = program(&[(3000, 512), (300, 700)]);
+        let scales = Tensor {
+            span: Span { file: FileId(0), offset: 99_999_999, len: 3000 * 8 * 4 },
+            ..matrix(0, 3000, 8).tensor
+        };
+        let role = Role::Scales { encoding: Encoding::F32, repeat: 1, divisor: 1.0 };
+        let parts = vec![Part { role, tensor: scales }];
+        program.matrices[0].groups = Some(Groups { parts, count: 3000 * 8, rows: 1, cols: 64 });
+        let without = Plan::new(&self::program(&[(3000, 512), (300, 700)]), &request(1 << 30)).unwrap();
+        let room = FactorRoom::of(&program).bytes();
+        assert_eq!(room, 3000 * 8 * 4);
+        for ram in [1 << 30, 3 << 20] {
+            let plan = Plan::new(&program, &request(ram)).unwrap();
+            let factors = plan.tiles.iter().take_while(|tile| tile.factors == Some(0));
+            let end = factors.fold(0, |next, tile| {
+                assert_eq!((tile.matrix.0, tile.rows.start), (0, next));
+                assert_eq!(tile.span.offset, 99_999_999 + 4 * next as u64);
+                assert_eq!(tile.span.len, 4 * tile.rows.len() as u64);
+                tile.rows.end
+            });
+            assert_eq!(end, 3000 * 8);
+            assert_eq!(
+                plan.tiles.iter().filter(|tile| tile.factors.is_some()).map(|tile| tile.rows.len()).sum::<usize>(),
+                end
+            );
+            assert_eq!(plan.memory.scratch, without.memory.scratch + room);
         }
     }
 

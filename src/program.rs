@@ -5,15 +5,18 @@
 //! Activations live in *buffers*, row-major `[tokens, width]` in float32. Rows are the tokens of one pass, possibly of
 //! several sequences. A step reads and writes different buffers, unless it says "in place".
 
+mod groups;
 mod moe;
 mod recurrent;
 mod rope;
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use crate::checkpoint::{Span, Tensor};
 use crate::encoding::Encoding;
 
+pub use groups::{FactorRoom, Groups, Part, Role};
 pub use moe::{Expert, ExpertLayer, Experts, Exponents, Gating, Packing, Routing, Scores, Weigh};
 pub use recurrent::{Convolution, DeltaRule, StateId};
 pub use rope::{Dynamic, Rope, RopeId, RopeStyle, inv_freq};
@@ -52,6 +55,16 @@ pub struct Program {
 }
 
 impl Program {
+    /// Bytes of the matrices in each encoding, with their factors; experts included.
+    pub fn encodings(&self) -> BTreeMap<&'static str, u64> {
+        let experts = self.experts.iter().flat_map(|layer| &layer.experts).flat_map(|expert| &expert.matrices);
+        let mut bytes = BTreeMap::new();
+        for matrix in self.matrices.iter().chain(experts) {
+            *bytes.entry(matrix.encoding.name()).or_default() += matrix.bytes() + matrix.factor_bytes();
+        }
+        bytes
+    }
+
     /// The buffers that only rows with logits reach: those written by [`Step::Select`] and after it.
     pub fn selected_buffers(&self) -> Vec<Buffer> {
         let after = self.steps.iter().skip_while(|step| !matches!(step, Step::Select { .. }));
@@ -103,8 +116,10 @@ pub struct Matrix {
     pub rows: usize,
     pub cols: usize,
     pub encoding: Encoding,
-    /// For an encoding that is not complete.
+    /// For an encoding that is not complete: factors that stay in memory,
     pub scales: Option<Scales>,
+    /// or factors that are streamed.
+    pub groups: Option<Groups>,
 }
 
 /// The factors of a matrix: its number at (r, c) is what is stored there, decoded, times the factor of its block.
@@ -120,10 +135,10 @@ pub struct Scales {
 impl Matrix {
     /// How many rows are stored, which is what tiles are cut from.
     pub fn stored_rows(&self) -> usize {
-        if self.tensor.transposed { self.cols } else { self.rows }
+        if self.tensor.transposed { self.cols / self.encoding.inputs() } else { self.rows }
     }
 
-    /// Numbers in a stored row.
+    /// Numbers in a stored row (of a single input, where one holds several).
     pub fn stored_cols(&self) -> usize {
         if self.tensor.transposed { self.rows } else { self.cols }
     }
@@ -136,6 +151,11 @@ impl Matrix {
     /// Bytes of the whole matrix on disk.
     pub fn bytes(&self) -> u64 {
         self.stored_rows() as u64 * self.row_bytes() as u64
+    }
+
+    /// Bytes of the factors that are streamed before it.
+    pub fn factor_bytes(&self) -> u64 {
+        self.groups.iter().flat_map(|groups| &groups.parts).map(|part| part.tensor.span.len).sum()
     }
 
     /// Where some of its stored rows lie.

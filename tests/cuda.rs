@@ -5,7 +5,7 @@
 //! The driver is chosen when a process starts, and misuse ends the process. So each test starts this program again, with
 //! the simulated driver in its path, to do some jobs and write down what came of them (`child`).
 
-#![cfg(feature = "cuda")]
+#![cfg(all(feature = "cuda", feature = "cli"))]
 
 #[path = "cuda/bits.rs"]
 mod bits;
@@ -15,6 +15,8 @@ mod budgets;
 mod child;
 #[path = "cuda/errors.rs"]
 mod errors;
+#[path = "cuda/experts.rs"]
+mod experts;
 #[path = "cuda/golden.rs"]
 mod golden;
 #[path = "cuda/parent.rs"]

@@ -3,7 +3,7 @@
 //! the matrix is cut.
 
 use layerstream::backend::cpu::{Columns, Cpu, Finish, Isa, Scales, Tile};
-use layerstream::encoding::{Encoding, NF4, Packed, scale_map};
+use layerstream::encoding::{Encoding, FP4, NF4, Packed, scale_map};
 
 /// SplitMix64.
 struct Random(u64);
@@ -58,6 +58,12 @@ fn decode(encoding: Encoding, bytes: &[u8], k: usize) -> Vec<f32> {
         Encoding::Q5K => bytes.chunks(176).flat_map(|b| q4_k_or_q5_k(b, Some(&b[16..48]), &b[48..])).collect(),
         Encoding::Q6K => bytes.chunks(210).flat_map(q6_k).collect(),
         Encoding::Mxfp4 => bytes.iter().flat_map(|b| [e2m1(b & 15), e2m1(b >> 4)]).collect(),
+        Encoding::Int8 => bytes.iter().map(|b| f32::from(*b as i8)).collect(),
+        Encoding::Offset8 => bytes.iter().map(|b| f32::from(*b) - 128.0).collect(),
+        Encoding::Offset4 => bytes.iter().flat_map(|b| [b & 15, b >> 4].map(|code| f32::from(code) - 8.0)).collect(),
+        Encoding::Nf4 => bytes.iter().flat_map(|b| [b >> 4, b & 15].map(|code| NF4[usize::from(code)])).collect(),
+        Encoding::Fp4 => bytes.iter().flat_map(|b| [b >> 4, b & 15].map(|code| FP4[usize::from(code)])).collect(),
+        other => panic!("{other} is tested in tests/cpu_kernels/grouped.rs"),
     }
 }
 
@@ -151,7 +157,9 @@ fn random_rows(encoding: Encoding, random: &mut Random, rows: usize, k: usize) -
         Encoding::Q8_0 | Encoding::Q4_0 => with_scales(random, encoding, numbers, &[0]),
         Encoding::Q4K | Encoding::Q5K => with_scales(random, encoding, numbers, &[0, 2]),
         Encoding::Q6K => with_scales(random, encoding, numbers, &[208]),
-        Encoding::Mxfp4 => random.bytes(numbers / 2),
+        Encoding::Int8 | Encoding::Offset8 => random.bytes(numbers),
+        Encoding::Mxfp4 | Encoding::Offset4 | Encoding::Nf4 | Encoding::Fp4 => random.bytes(numbers / 2),
+        other => panic!("{other} is tested in tests/cpu_kernels/grouped.rs"),
     }
 }
 
@@ -172,6 +180,8 @@ struct Matrix {
     /// After one byte that is not part of it: at an odd address.
     bytes: Vec<u8>,
     factors: Vec<f32>,
+    /// As many, or none.
+    zeros: Vec<f32>,
     /// Rows and columns of a block.
     block: (usize, usize),
     /// What it stands for.
@@ -182,22 +192,27 @@ impl Matrix {
     fn random(random: &mut Random, encoding: Encoding, rows: usize, k: usize, block: (usize, usize)) -> Matrix {
         let body = random_rows(encoding, random, rows, k);
         let mut values = decode(encoding, &body, k);
-        let mut factors = Vec::new();
+        let (mut factors, mut zeros) = (Vec::new(), Vec::new());
         if !encoding.is_complete() {
             let across = k.div_ceil(block.1);
             factors = random.numbers(rows.div_ceil(block.0) * across);
+            let may = matches!(encoding, Encoding::Int8 | Encoding::Offset8 | Encoding::Offset4);
+            if may && rows % 2 == 1 {
+                zeros = random.bytes(factors.len()).iter().map(|b| f32::from(b % 16)).collect();
+            }
             for (i, value) in values.iter_mut().enumerate() {
-                *value *= factors[i / k / block.0 * across + i % k / block.1];
+                let at = i / k / block.0 * across + i % k / block.1;
+                *value = (*value - zeros.get(at).unwrap_or(&0.0)) * factors[at];
             }
         }
         let decoded = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        Matrix { encoding, k, bytes: [vec![0xee], body].concat(), factors, block, decoded }
+        Matrix { encoding, k, bytes: [vec![0xee], body].concat(), factors, zeros, block, decoded }
     }
 
     fn tile(&self, first: usize, rows: usize) -> Tile<'_> {
         let row = self.encoding.bytes(self.k);
         let (row_block, col_block) = self.block;
-        let scales = Scales { values: &self.factors, row_block, col_block, first_row: first };
+        let scales = Scales { values: &self.factors, zeros: &self.zeros, row_block, col_block, first_row: first };
         let scales = (!self.encoding.is_complete()).then_some(scales);
         Tile { bytes: &self.bytes[1 + first * row..][..rows * row], encoding: self.encoding, k: self.k, scales }
     }
@@ -274,7 +289,7 @@ fn every_byte_of_fp8_is_what_the_format_says() {
     for mut cpu in cpus() {
         for (i, byte) in all.iter().enumerate() {
             x[i] = 1.0;
-            let scales = Scales { values: &[1.0], row_block: 1, col_block: 256, first_row: 0 };
+            let scales = Scales { values: &[1.0], zeros: &[], row_block: 1, col_block: 256, first_row: 0 };
             // Alone in its row, so that the NaNs do not reach the others.
             let mut row = vec![0; 256];
             row[i] = *byte;

@@ -148,3 +148,25 @@ fn on_the_simulated_driver() {
         assert!(String::from_utf8(output.stderr).unwrap().contains("to the GPU"));
     }
 }
+
+/// Experts are seen in the same words wherever they are computed.
+#[test]
+fn of_a_mixture_of_experts() {
+    const MIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/models/mixtral");
+    let profile = |device: &str, more: &dyn Fn(&mut Command)| {
+        let mut command =
+            layerstream(&["generate", MIXTURE, "--ids", "1,2,3", "--max-new-tokens", "3", "--ignore-eos"]);
+        more(command.args(["--device", device, "--profile"]));
+        String::from_utf8(succeed(&mut command).stderr).unwrap()
+    };
+    let has_experts = |text: &str| {
+        let line = text.lines().find(|line| line.contains("from memory")).unwrap_or_else(|| panic!("{text}"));
+        assert!(line.starts_with("experts") && line.ends_with("read"), "{line}");
+    };
+    has_experts(&profile("cpu", &|_| {}));
+    #[cfg(feature = "cuda")]
+    has_experts(&profile("cuda:0", &|command| {
+        command.env("LD_LIBRARY_PATH", layerstream_cudasim::directory().unwrap());
+        command.env("LAYERSTREAM_SIM_VRAM", "268435456");
+    }));
+}

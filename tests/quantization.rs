@@ -57,10 +57,34 @@ fn factors_are_for_blocks_rows_or_all() {
 
 #[test]
 fn what_is_not_implemented_is_named() {
-    for method in ["gptq", "awq", "bitsandbytes", "hqq", "quanto"] {
+    for method in ["hqq", "quanto", "eetq", "aqlm", "vptq"] {
         let change = |config: &mut Value| config["quantization_config"] = json!({"quant_method": method});
         refused("fp8_block128", change, &[method, "not supported"]);
     }
+    let method = |section: Value| move |config: &mut Value| config["quantization_config"] = section.clone();
+    let gptq = |key: &str, value: Value| {
+        let mut section = json!({"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": true, "desc_act": false});
+        section[key] = value;
+        method(section)
+    };
+    for bits in [2, 3, 5] {
+        refused("fp8_block128", gptq("bits", json!(bits)), &["GPTQ", &format!("{bits} bits"), "not supported"]);
+    }
+    refused("fp8_block128", gptq("bits", Value::Null), &["GPTQ", "`bits`"]);
+    refused("fp8_block128", gptq("checkpoint_format", json!("marlin")), &["GPTQ", "marlin", "not supported"]);
+    refused("fp8_block128", gptq("is_marlin_format", json!(true)), &["GPTQ", "marlin", "not supported"]);
+    refused("fp8_block128", gptq("dynamic", json!({".*down.*": {"bits": 8}})), &["GPTQ", ".*down.*", "dynamic"]);
+    refused("fp8_block128", gptq("group_size", json!(-2)), &["group_size", "-2"]);
+    let awq = |key: &str, value: Value| {
+        let mut section = json!({"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm"});
+        section[key] = value;
+        method(section)
+    };
+    for version in ["gemv", "gemv_fast", "marlin", "exllama", "ipex"] {
+        refused("fp8_block128", awq("version", json!(version)), &["AWQ", version, "not supported"]);
+    }
+    refused("fp8_block128", awq("bits", json!(3)), &["AWQ", "3 bits", "not supported"]);
+    refused("fp8_block128", awq("zero_point", json!(false)), &["AWQ", "zero_point", "not supported"]);
     let set =
         |key: &'static str, value: Value| move |config: &mut Value| config["quantization_config"][key] = value.clone();
     refused("fp8_block128", set("fmt", json!("e5m2")), &["e5m2", "not supported"]);
@@ -73,8 +97,10 @@ fn what_is_not_implemented_is_named() {
             config["quantization_config"]["config_groups"]["group_0"]["weights"][key] = value.clone();
         }
     };
+    refused("ct_fp8_channel", set("format", json!("marlin-24")), &["marlin-24", "not supported"]);
+    refused("ct_fp8_channel", set("transform_config", json!({"config_groups": {}})), &["transform_config"]);
     refused("ct_fp8_channel", weights("num_bits", json!(4)), &["float with 4 bits"]);
-    refused("ct_fp8_channel", weights("type", json!("int")), &["int with 8 bits"]);
+    refused("ct_fp8_channel", weights("type", json!("int")), &["q_proj.weight", "F8_E4M3", "quantization_config"]);
     refused("ct_fp8_channel", weights("strategy", json!("group")), &["`group`"]);
 }
 

@@ -10,11 +10,14 @@ use crate::launch::gemm::Encoding;
 
 pub mod attention;
 pub mod convert;
+pub mod gated_add;
 pub mod gemm;
 pub mod mlp;
 pub mod moe;
 pub mod norm;
+pub mod recurrent;
 pub mod rope;
+pub mod rows;
 pub mod sample;
 
 /// The shape to measure. Each kernel takes what it knows of this.
@@ -98,13 +101,40 @@ pub const ALL: &[Bench] = &[
         prepare: rope::prepare,
     },
     Bench { name: "convert", about: "--m rows of --k, picked from an embedding of --n", prepare: convert::prepare },
+    Bench {
+        name: "transposed",
+        about: "matrix multiply of any --m by --n x --k that is stored as its transpose, in bfloat16",
+        prepare: gemm::prepare_transposed,
+    },
+    Bench {
+        name: "lengths",
+        about: "Euclidean lengths of --n rows of --k in --encoding",
+        prepare: gemm::prepare_lengths,
+    },
     Bench { name: "mlp_glu", about: "SwiGLU of --m rows of --n", prepare: mlp::prepare },
+    Bench { name: "mlp_activations", about: "GELU of --m rows of --n", prepare: mlp::prepare_activate },
+    Bench { name: "rows_scaled", about: "--m rows of --n times a number each", prepare: rows::prepare },
     Bench {
         name: "moe_route",
         about: "choice of 8 of --n experts for --m rows, and lists",
         prepare: moe::prepare_route,
     },
     Bench { name: "moe_sum", about: "sum of what 8 experts made of --m rows of --k", prepare: moe::prepare_sum },
+    Bench {
+        name: "gated_add",
+        about: "--m rows of --n times a gate each, added to others",
+        prepare: gated_add::prepare,
+    },
+    Bench {
+        name: "recurrent_convolve",
+        about: "convolution of --n channels over --m tokens, four at a time",
+        prepare: recurrent::prepare_convolve,
+    },
+    Bench {
+        name: "recurrent_delta_rule",
+        about: "gated delta rule over --m tokens; --heads --kv-heads --head-dim",
+        prepare: recurrent::prepare_delta_rule,
+    },
     Bench { name: "sample_soft_cap", about: "soft cap of --m rows of --n logits", prepare: sample::prepare_soft_cap },
     Bench { name: "sample_top_k", about: "the --k largest of --m rows of --n logits", prepare: sample::prepare_top_k },
 ];
@@ -139,7 +169,7 @@ fn pattern(encoding: Encoding) -> Vec<u8> {
         Encoding::F32 => f32_bytes(numbers),
         Encoding::F16 => numbers.flat_map(|v| f16::from_f32(v).to_le_bytes()).collect(),
         Encoding::Bf16 => numbers.flat_map(|v| bf16::from_f32(v).to_le_bytes()).collect(),
-        Encoding::Int8 | Encoding::Nf4 => numbers.map(|v| (v * 127.0) as i8 as u8).collect(),
+        Encoding::Int8 | Encoding::Nf4 | Encoding::Mxfp4 => numbers.map(|v| (v * 127.0) as i8 as u8).collect(),
         Encoding::Fp8 => {
             numbers.map(|v| (v * 126.0) as i8 as u8).map(|q| if q & 0x7f == 0x7f { 0 } else { q }).collect()
         }
@@ -151,8 +181,8 @@ mod tests {
     use super::*;
     use crate::host::{Copies, Dialect, HostDevice, Order, Schedule};
 
-    const ENCODINGS: [Encoding; 6] =
-        [Encoding::F32, Encoding::F16, Encoding::Bf16, Encoding::Int8, Encoding::Fp8, Encoding::Nf4];
+    const ENCODINGS: [Encoding; 7] =
+        [Encoding::F32, Encoding::F16, Encoding::Bf16, Encoding::Int8, Encoding::Fp8, Encoding::Nf4, Encoding::Mxfp4];
 
     /// Runs every bench on the host build, where an argument that is wrong shows as a fault or as NaN.
     #[test]
@@ -188,6 +218,7 @@ mod tests {
         assert_eq!(bytes(Encoding::Bf16), 128 * 256 * 2 + around(2));
         assert_eq!(bytes(Encoding::Int8), 128 * 256 + 128 * 256 / 64 * 4 + around(2));
         assert_eq!(bytes(Encoding::Nf4), 128 * 256 / 2 + 128 * 256 / 64 * 4 + around(2));
+        assert_eq!(bytes(Encoding::Mxfp4), 128 * 256 / 2 + 128 * 256 / 32 + around(2));
         assert_eq!(bytes(Encoding::Fp8), 128 * 256 + 2 * 4 + around(2));
     }
 }

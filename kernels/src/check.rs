@@ -14,15 +14,20 @@ use crate::params::Dtype;
 
 pub mod attention;
 pub mod convert;
+pub mod gated_add;
 pub mod gemm;
 pub mod gemm_prefill;
+pub mod lengths;
 pub mod mlp;
 pub mod moe;
 pub mod norm;
 pub mod peak;
 mod ragged;
+pub mod recurrent;
 pub mod rope;
+pub mod rows;
 pub mod sample;
+pub mod transposed;
 mod weights;
 
 /// Every check and what it is called: a line each. `make kernel-mutants` runs, for a file `x.cu`, those with x in their
@@ -40,13 +45,21 @@ macro_rules! every_check {
             attention_decode_matches_float64: $crate::check::attention::check_decode;
             gemm_prefill_matches_float64: $crate::check::gemm_prefill::check;
             gemm_prefill_rows_do_not_depend_on_their_neighbours: $crate::check::gemm_prefill::check_neighbours;
+            lengths_match_float64: $crate::check::lengths::check;
+            transposed_matches_float64: $crate::check::transposed::check;
+            transposed_products_do_not_depend_on_cuts: $crate::check::transposed::check_cuts;
+            rows_scaled_match_float64: $crate::check::rows::check;
             mlp_glu_matches_float64: $crate::check::mlp::check;
+            mlp_activations_match_float64: $crate::check::mlp::check_activate;
             moe_route_matches_float64: $crate::check::moe::check_route;
             moe_expert_lists_are_right: $crate::check::moe::check_lists;
             moe_sum_matches_float64: $crate::check::moe::check_sum;
             moe_experts_of_a_row_do_not_depend_on_its_neighbours: $crate::check::moe::check_neighbours;
             sample_soft_cap_matches_float64: $crate::check::sample::check_soft_cap;
             sample_top_k_is_right: $crate::check::sample::check_top_k;
+            gated_add_matches_float64: $crate::check::gated_add::check;
+            recurrent_convolve_matches_float64: $crate::check::recurrent::check_convolve;
+            recurrent_delta_rule_matches_float64: $crate::check::recurrent::check_delta_rule;
             peak_is_exact: $crate::check::peak::check;
         }
     };

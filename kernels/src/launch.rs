@@ -3,14 +3,19 @@
 
 pub mod attention;
 pub mod convert;
+pub mod gated_add;
 pub mod gemm;
 pub mod gemm_prefill;
+pub mod lengths;
 pub mod mlp;
 pub mod moe;
 pub mod norm;
 pub mod peak;
+pub mod recurrent;
 pub mod rope;
+pub mod rows;
 pub mod sample;
+pub mod transposed;
 
 /// How to launch one kernel. Mirrors `cuLaunchKernel`; the kernel's one parameter is a struct of [`crate::params`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -31,8 +31,15 @@ pub trait Backend: Send {
     fn multiply(&mut self, product: &Product, tile: &Tile, feed: &mut Conveyor) -> Result<()>;
 
     /// Chooses experts for every token of the pass; returns those that any token has, rising. The engine asks for their
-    /// tiles and goes on with other steps while they are read.
-    fn route(&mut self, logits: Buffer, routing: &Routing) -> Result<Vec<usize>>;
+    /// tiles and goes on with other steps while they are read. Tiles of `feed` may be brought nearer meanwhile.
+    fn route(&mut self, logits: Buffer, routing: &Routing, feed: &mut Conveyor) -> Result<Vec<usize>>;
+
+    /// Asks `feed` for tiles of experts, by their index in the plan: all of one layer, in the order in which they will be
+    /// used. A device leaves out those that it has still.
+    fn request(&mut self, layer: usize, tiles: &[usize], feed: &mut stream::Experts) -> Result<()> {
+        feed.request(layer, tiles.iter().copied());
+        Ok(())
+    }
 
     /// Takes the next tile of an expert, which is this one, from `feed`, and multiplies with it. They come in the order of
     /// the plan; with the last tile of an expert, its result is added to the step's output.

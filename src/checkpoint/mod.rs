@@ -1,5 +1,5 @@
-//! A checkpoint: files on disk, and in them tensors as byte ranges with a dtype. Only headers are ever read here;
-//! the data is streamed later by whoever holds the ranges.
+//! A checkpoint: files on disk, and in them tensors as byte ranges with a dtype. Only headers are read here, and tensors
+//! that say how others are to be read; the data is streamed later by whoever holds the ranges.
 //!
 //! [`Checkpoint::open`] takes what the Hub hands out, as it lies on disk: a directory with `model.safetensors` or
 //! `pytorch_model.bin`, or with shards and an index of them, or with one model in GGUF form; or one such file. Symbolic links (the Hub's cache is made of
@@ -19,6 +19,8 @@ mod words;
 mod zip;
 
 use std::borrow::Cow;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -38,7 +40,7 @@ pub use side::read_json;
 #[doc(hidden)]
 pub use zip::{ZipEntry, parse_zip};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use locate::{Form, Place};
 use words::{first_repeated, nearest, order_by_name, tensor_error};
 
@@ -226,6 +228,20 @@ impl Checkpoint {
             }
             tensor_error(&self.listing, name, problem)
         })
+    }
+
+    /// The first bytes of a small tensor, at most so many: one that says how others are to be read.
+    ///
+    /// # Errors
+    ///
+    /// [`crate::Error::Io`] when its file cannot be read.
+    pub fn read(&self, tensor: &Tensor, most: usize) -> Result<Vec<u8>> {
+        let path = self.file_path(tensor.span.file);
+        let mut file = File::open(path).map_err(Error::io(path, "open"))?;
+        file.seek(SeekFrom::Start(tensor.span.offset)).map_err(Error::io(path, "read"))?;
+        let mut bytes = vec![0; most.min(tensor.span.len as usize)];
+        file.read_exact(&mut bytes).map_err(Error::io(path, "read"))?;
+        Ok(bytes)
     }
 
     fn stored_name<'a>(&self, name: &'a str) -> Cow<'a, str> {

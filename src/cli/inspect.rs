@@ -76,6 +76,8 @@ struct Run {
     tied_head: bool,
     /// With one token: of experts only those that it has.
     bytes_per_pass: u64,
+    /// Bytes of matrices by encoding.
+    encodings: BTreeMap<&'static str, u64>,
     kv_bytes_per_token: usize,
 }
 
@@ -162,6 +164,7 @@ impl Report {
                     format!("{} (only the rows of a pass' tokens are read); head {head}", data(run.embedding_bytes)),
                 )
                 .row("a pass reads", data(run.bytes_per_pass))
+                .row("matrices", encodings(&run.encodings))
                 .row("KV cache", format!("{} for a token", memory(run.kv_bytes_per_token as u64)))
                 .row(
                     "made for",
@@ -194,8 +197,9 @@ impl Run {
             embedding_bytes: program.embedding.bytes(),
             head_bytes: head.map_or(0, |head| head.bytes()),
             tied_head: head.is_some_and(|head| head.tensor.span == program.embedding.tensor.span),
-            bytes_per_pass: program.matrices.iter().map(|matrix| matrix.bytes()).sum::<u64>()
+            bytes_per_pass: program.matrices.iter().map(|matrix| matrix.bytes() + matrix.factor_bytes()).sum::<u64>()
                 + program.experts.iter().map(|layer| layer.token_bytes()).sum::<u64>(),
+            encodings: program.encodings(),
             kv_bytes_per_token: program.kv.iter().copied().map(KvShape::token_bytes).sum(),
         }
     }
@@ -212,6 +216,12 @@ impl Row {
             bytes: tensor.span.len,
         }
     }
+}
+
+/// `bnb_nf4: 3.5 GB, bf16: 1.1 GB`
+pub(super) fn encodings(bytes: &BTreeMap<&'static str, u64>) -> String {
+    let of = bytes.iter().map(|(name, bytes)| format!("{name}: {}", data(*bytes)));
+    of.collect::<Vec<_>>().join(", ")
 }
 
 /// A line for each file; of many only the first and the last.

@@ -1,20 +1,22 @@
 //! `plan`: where the memory would go and how long a token would take, from the plan and quick looks at the disk and at the
 //! processor or the GPU. No model is run.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use crate::backend::cpu::{Columns, Cpu, Finish, Scales, Tile};
+use crate::backend::cpu::{Columns, Cpu, Finish, GroupedTile, Inputs, Scales, Tile};
 use crate::disk::measure;
 use crate::error::Result;
 use crate::hub::Need;
 use crate::model::Outline;
 use crate::plan::{Gpu, Tier};
-use crate::program::{self, Program};
+use crate::program::Program;
 
 use super::args;
 use super::hub;
+use super::inspect::encodings;
 use super::output;
 use super::table::{Table, count, data, memory, rate, seconds};
 
@@ -53,6 +55,8 @@ struct Report {
     /// Tokens of a prompt that share a pass.
     tokens_per_pass: usize,
     bytes_per_pass: u64,
+    /// Bytes of matrices by encoding.
+    encodings: BTreeMap<&'static str, u64>,
     disk_bytes_per_pass: u64,
     tiers: Tiers,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -114,6 +118,7 @@ struct GpuMemory {
     context: u64,
     tiles: usize,
     ring: usize,
+    expert_cache: usize,
     kv_cache: usize,
     /// Activations, norms and biases, and what a pass brings along.
     activations: usize,
@@ -128,6 +133,7 @@ impl GpuMemory {
             context: gpu.context,
             tiles: gpu.tiles,
             ring: gpu.ring,
+            expert_cache: gpu.experts,
             kv_cache: gpu.layout.kv_len,
             activations: gpu.layout.fixed,
             total: gpu.total(),
@@ -150,6 +156,7 @@ impl Report {
             sequences: plan.sequences,
             tokens_per_pass: plan.rows,
             bytes_per_pass: plan.pass_bytes(),
+            encodings: outline.program().encodings(),
             disk_bytes_per_pass: plan.disk_bytes(),
             tiers: Tiers { device: share(Tier::Device), host: share(Tier::Host), disk: share(Tier::Disk) },
             experts: (plan.experts.bytes > 0).then_some(Experts {
@@ -201,7 +208,8 @@ impl Report {
                 format!("{} × {}", count(self.sequences as u64, "sequence"), count(self.context as u64, "token")),
             )
             .row("", "")
-            .row("weights in a pass", data(self.bytes_per_pass));
+            .row("weights in a pass", data(self.bytes_per_pass))
+            .row("  matrices", encodings(&self.encodings));
         if self.gpu_memory.is_some() {
             let device = &self.tiers.device;
             table.row("  kept on the GPU", format!("{} ({} %)", tier(device), percent(device)));
@@ -238,6 +246,7 @@ impl Report {
                 .row("GPU budget", format!("{} (at least {})", memory(gpu.vram_bytes), memory(gpu.floor_bytes)))
                 .row("  weights", memory(gpu.tiles as u64))
                 .row("  ring", memory(gpu.ring as u64))
+                .row("  experts", memory(gpu.expert_cache as u64))
                 .row("  KV cache", memory(gpu.kv_cache as u64))
                 .row("  activations", memory(gpu.activations as u64))
                 .row("  driver", memory(gpu.context))
@@ -263,23 +272,34 @@ fn multiply_speed(program: &Program, threads: Option<usize>) -> Result<f64> {
     let (k, encoding) = (matrix.stored_cols(), matrix.encoding);
     let rows = (STRETCH / 8 / matrix.row_bytes()).clamp(1, matrix.stored_rows());
     let tile = rows * matrix.row_bytes();
-    let blocks = |scales: &program::Scales| rows.div_ceil(scales.row_block) * k.div_ceil(scales.col_block);
-    let factors = vec![1.0; matrix.scales.as_ref().map_or(0, blocks)];
-    let scales = matrix.scales.map(|program::Scales { row_block, col_block, .. }| Scales {
-        values: &factors,
-        row_block,
-        col_block,
-        first_row: 0,
-    });
+    let grouped = matrix.groups.is_some() && matrix.tensor.transposed;
+    let blocks = |rows_of: usize, cols_of: usize| rows.div_ceil(rows_of) * k.div_ceil(cols_of);
+    let block = match (&matrix.scales, &matrix.groups) {
+        (Some(scales), _) => Some((scales.row_block, scales.col_block)),
+        (_, Some(groups)) if !grouped => Some((groups.rows, groups.cols)),
+        _ => None,
+    };
+    let factors = vec![1.0; if grouped { k } else { block.map_or(0, |(rows, cols)| blocks(rows, cols)) }];
+    let scales =
+        block.map(|(row_block, col_block)| Scales { values: &factors, zeros: &[], row_block, col_block, first_row: 0 });
     // These bytes are small numbers in all encodings; zeros would be one page, always cached.
     let weights = vec![0x3c; tile * STRETCH.div_ceil(tile)];
-    let (x, mut out) = (vec![1.0; k], vec![0.0; rows]);
+    // Of a transposed matrix, what lies along a stored row are outputs.
+    let inputs = if grouped { rows * encoding.inputs() } else { k };
+    let outputs = if grouped { k } else { rows };
+    let (x, mut out, index) = (vec![1.0; inputs], vec![0.0; outputs], vec![0; inputs]);
     let mut cpu = Cpu::new(threads)?;
     let (start, mut bytes) = (Instant::now(), 0);
     while start.elapsed() < LOOK {
         for bytes in weights.chunks_exact(tile) {
-            let columns = Columns { data: &mut out, stride: rows, first: 0 };
-            cpu.matmul(Tile { bytes, encoding, k, scales }, &x, columns, Finish::default());
+            let columns = Columns { data: &mut out, stride: outputs, first: 0 };
+            if grouped {
+                let (scales, zeros, index) = (&factors, &factors, &index);
+                let w = GroupedTile { bytes, encoding, outputs, scales, zeros, index };
+                cpu.matmul_grouped(w, Inputs { data: &x, stride: inputs, first: 0 }, columns, Finish::default());
+            } else {
+                cpu.matmul(Tile { bytes, encoding, k, scales }, &x, columns, Finish::default());
+            }
         }
         bytes += weights.len();
     }

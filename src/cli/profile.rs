@@ -8,6 +8,7 @@ use serde_json::json;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::profile::{Recorder, Report, Row, SPANS};
+use crate::stream::DemandStats;
 
 use super::args;
 use super::output::{WholeFile, tell};
@@ -37,7 +38,7 @@ impl Seeing {
     /// Prints the tables and writes the timeline, of all passes so far.
     pub fn end(self, model: &Model) -> Result<()> {
         if let Some(report) = self.recorder.report().filter(|_| self.profile) {
-            tell(tables(&report));
+            tell(tables(&report, model.expert_stats().as_ref()));
         }
         let Some(mut file) = self.trace else { return Ok(()) };
         let report = self.recorder.report().unwrap_or_default();
@@ -85,7 +86,7 @@ impl io::Write for Into<'_> {
     }
 }
 
-fn tables(report: &Report) -> String {
+fn tables(report: &Report, experts: Option<&DemandStats>) -> String {
     let mut text = String::new();
     for (title, rows) in [("step", &report.kinds), ("layer", &report.layers)] {
         let _ = writeln!(
@@ -115,6 +116,11 @@ fn tables(report: &Report) -> String {
     if copying > 0.0 {
         let speed = rate(copied as f64 / copying);
         summary.row("copies", format!("{} to the GPU, {speed} for the {} they took", data(copied), seconds(copying)));
+    }
+    if let Some(experts) = experts {
+        let hits = 100.0 * experts.hit_rate().unwrap_or(0.0);
+        let read = data(experts.bytes_read);
+        summary.row("experts", format!("{hits:.0} % of {} from memory, {read} read", data(experts.bytes_used)));
     }
     summary.row("limit", report.total.limit());
     let _ = write!(text, "\n{summary}");

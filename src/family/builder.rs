@@ -7,8 +7,8 @@ use crate::checkpoint::{Checkpoint, Dtype, Tensor};
 use crate::encoding::Encoding;
 use crate::error::{Error, Result};
 use crate::program::{
-    Buffer, ExpertLayer, KvShape, Matrix, MatrixId, Norm, NormKind, Product, Program, Rope, RopeId, Scales, StateId,
-    Step, VectorId,
+    Buffer, ExpertLayer, Groups, KvShape, Matrix, MatrixId, Norm, NormKind, Part, Product, Program, Role, Rope, RopeId,
+    Scales, StateId, Step, VectorId,
 };
 
 use super::quantization::Quantization;
@@ -47,7 +47,7 @@ impl<'n> Projection<'n> {
 
 pub struct Builder<'a> {
     pub(super) checkpoint: &'a Checkpoint,
-    quantization: Quantization,
+    pub(super) quantization: Quantization,
     family: &'static str,
     buffers: Vec<usize>,
     matrices: Vec<Matrix>,
@@ -155,7 +155,8 @@ impl<'a> Builder<'a> {
     /// Appends a product with a matrix that is streamed.
     pub fn multiply(&mut self, product: Product) -> Result<()> {
         let tensor = &self.matrices[product.matrix.0].tensor;
-        if tensor.transposed && (product.scale != 1.0 || product.normalise_rows) {
+        let grouped = self.matrices[product.matrix.0].groups.is_some();
+        if tensor.transposed && (product.scale != 1.0 && !grouped || product.normalise_rows) {
             return Err(self.unsupported(tensor, "with its rows and columns swapped, whose product is scaled"));
         }
         self.step(Step::MatMul(product));
@@ -175,6 +176,9 @@ impl<'a> Builder<'a> {
 
     /// Some rows of a tensor that has `all`.
     fn part_of_matrix(&mut self, name: &str, all: usize, part: Range<usize>, cols: usize) -> Result<Matrix> {
+        if let Some(matrix) = self.quantized(name, all, &part, cols)? {
+            return Ok(self.keep_few(matrix));
+        }
         let (tensor, encoding) = self.tensor(name, &[all, cols])?;
         if tensor.transposed && part.len() != all {
             return Err(self.unsupported(&tensor, "with its rows and columns swapped, of which a part is needed"));
@@ -183,13 +187,14 @@ impl<'a> Builder<'a> {
             true => None,
             false => Some(self.scales(&tensor)?),
         };
-        Ok(Matrix { tensor, first_row: part.start, rows: part.len(), cols, encoding, scales })
+        Ok(Matrix { tensor, first_row: part.start, rows: part.len(), cols, encoding, scales, groups: None })
     }
 
     /// The factors of a matrix whose numbers need them.
     fn scales(&mut self, of: &Tensor) -> Result<Scales> {
-        let Quantization::Factors { suffix, .. } = self.quantization else {
-            return Err(self.unsupported(of, &format!("of type {} without a `quantization_config`", of.dtype)));
+        let Quantization::Factors { suffix, .. } = &self.quantization else {
+            return Err(self
+                .unsupported(of, &format!("of type {}, which the `quantization_config` does not explain,", of.dtype)));
         };
         let tensor = self.checkpoint.require(&format!("{}{suffix}", of.name))?.clone();
         let (rows, cols) = (of.shape[0], of.shape[1]);
@@ -208,10 +213,27 @@ impl<'a> Builder<'a> {
         Ok(Scales { vector: VectorId(self.vectors.len() - 1), row_block, col_block })
     }
 
+    /// Factors that are no more than one for each row stay in memory.
+    fn keep_few(&mut self, matrix: Matrix) -> Matrix {
+        let Some(Groups { parts, rows, cols, .. }) = &matrix.groups else { return matrix };
+        let [Part { role: Role::Scales { repeat: 1, divisor: 1.0, .. }, tensor }] = parts.as_slice() else {
+            return matrix;
+        };
+        if matrix.tensor.transposed || *cols < matrix.cols {
+            return matrix;
+        }
+        self.vectors.push(tensor.clone());
+        let vector = VectorId(self.vectors.len() - 1);
+        let scales = Some(Scales { vector, row_block: *rows, col_block: *cols });
+        Matrix { scales, groups: None, ..matrix }
+    }
+
     /// A matrix of which single rows are read, so that each must lie in one piece and stand for itself.
     pub fn table(&mut self, name: &str, rows: usize, cols: usize) -> Result<Matrix> {
         let matrix = self.matrix(name, rows, cols)?;
-        if matrix.tensor.transposed || matrix.scales.is_some() || matches!(matrix.encoding, Encoding::Packed(_)) {
+        let quantized =
+            matrix.scales.is_some() || matrix.groups.is_some() || matches!(matrix.encoding, Encoding::Packed(_));
+        if matrix.tensor.transposed || quantized {
             let how = if matrix.tensor.transposed { "with its rows and columns swapped" } else { "quantized" };
             return Err(self.unsupported(&matrix.tensor, how));
         }

@@ -65,6 +65,18 @@ impl Config {
         Config { path: path.into(), keys }
     }
 
+    /// The keys of another JSON file of the same directory, if it is there.
+    pub fn beside(&self, name: &str) -> Result<Option<Map<String, Value>>> {
+        let path = self.path.with_file_name(name);
+        if !path.exists() {
+            return Ok(None);
+        }
+        match read_json(&path)? {
+            Value::Object(keys) => Ok(Some(keys)),
+            other => Err(Error::Config { path, problem: format!("expected a JSON object, found {}", kind(&other)) }),
+        }
+    }
+
     /// The text part of a multimodal configuration: `text_config`, and what of the outer one is about it too. Any other
     /// configuration as it is.
     pub fn text(&self) -> Result<Config> {

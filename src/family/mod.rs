@@ -28,6 +28,7 @@ mod moe;
 mod olmo2;
 mod phi3;
 mod quantization;
+mod quantized;
 mod qwen1;
 mod qwen2;
 mod qwen3;
@@ -88,7 +89,7 @@ const FAMILIES: &[Family] = &[
 ];
 
 /// What every family is read from.
-const FORMS: &str = "safetensors, .bin: bf16, f16, f32, fp8";
+const FORMS: &str = "safetensors, .bin: bf16, f16, f32, fp8, int8, int4, nf4";
 
 /// A family that can be run, for people to read.
 #[derive(Clone, Copy, Debug, serde::Serialize)]

@@ -216,7 +216,13 @@ impl Builder<'_> {
             let mut expert = |e: usize| {
                 let parts = moe.parts.iter().zip(shapes);
                 let name = |part: &str| format!("{at}.{e}.{part}.weight");
-                let matrices = parts.map(|(part, (rows, cols))| self.matrix(&name(part), rows, cols));
+                let matrices = parts.map(|(part, (rows, cols))| {
+                    let matrix = self.matrix(&name(part), rows, cols)?;
+                    match matrix.groups {
+                        None => Ok(matrix),
+                        Some(_) => Err(self.unsupported(&matrix.tensor, &format!("of experts in {}", matrix.encoding))),
+                    }
+                });
                 Ok(Expert { matrices: matrices.collect::<Result<_>>()?, exponents: Vec::new() })
             };
             return (0..moe.experts).map(&mut expert).collect();
@@ -260,7 +266,7 @@ impl Builder<'_> {
             let tensor = self.bytes(&blocks, &[moe.experts, rows, cols / 32, 16])?;
             let exponents = self.bytes(&format!("{at}.{name}_scales"), &[moe.experts, rows, cols / 32])?;
             let encoding = Encoding::Mxfp4;
-            let matrix = Matrix { tensor, first_row: 0, rows, cols, encoding, scales: None };
+            let matrix = Matrix { tensor, first_row: 0, rows, cols, encoding, scales: None, groups: None };
             Ok((matrix, Exponents { tensor: exponents, first_row: 0, row_bytes: cols / 32 }))
         };
         let parts = [part("gate_up_proj", 2 * inner, hidden)?, part("down_proj", hidden, inner)?];
@@ -295,7 +301,7 @@ impl Builder<'_> {
         tensor.transposed = transposed;
         let [experts, stored, along] = shape;
         let (rows, cols) = if transposed { (along, experts * stored) } else { (experts * stored, along) };
-        Ok(Matrix { tensor, first_row: 0, rows, cols, encoding, scales: None })
+        Ok(Matrix { tensor, first_row: 0, rows, cols, encoding, scales: None, groups: None })
     }
 
     /// The biases of both products of an expert, for all experts.

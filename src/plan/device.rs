@@ -6,13 +6,16 @@
 
 use crate::checkpoint::Dtype;
 use crate::encoding::Encoding;
-use crate::program::{Attention, Buffer, Experts, KvShape, Matrix, Program, Step};
+use crate::program::{Attention, Buffer, Experts, KvShape, Matrix, Program, Step, Weigh};
 
 /// What everything starts at a multiple of, in bytes.
 pub const ALIGN: usize = 256;
 
 /// Bytes of an entry of the list of sequences that kernels are given (`struct Sequence` of kernels/params.h).
 pub const SEQUENCE_BYTES: usize = 24;
+
+/// Bytes of an entry of the list of stretches that kernels of layers with a state are given (`struct Stretch`).
+pub const STRETCH_BYTES: usize = 16;
 
 /// Positions whose sums attention over few queries keeps apart (kernels/attention.cuh).
 const SPLIT_KEYS: usize = 256;
@@ -26,19 +29,23 @@ pub struct Size {
     pub sequences: usize,
 }
 
-/// The type of the numbers that a product with this matrix multiplies: the checkpoint's own where it has 16 bits or is
-/// float32, else bfloat16.
+/// The type of the numbers that a product with this matrix multiplies: float32 where it is stored as its transpose, the
+/// checkpoint's own where it has 16 bits or is float32, else bfloat16.
 pub fn operand(matrix: &Matrix) -> Dtype {
-    match matrix.encoding {
+    if matrix.tensor.transposed { Dtype::F32 } else { short(matrix.encoding) }
+}
+
+fn short(encoding: Encoding) -> Dtype {
+    match encoding {
         Encoding::F32 => Dtype::F32,
         Encoding::F16 => Dtype::F16,
         _ => Dtype::Bf16,
     }
 }
 
-/// The type of keys and values in the cache: that of the operands.
+/// The type of keys and values in the cache: the checkpoint's own, as for operands.
 pub fn kv_dtype(program: &Program) -> Dtype {
-    program.matrices.first().map_or(Dtype::Bf16, operand)
+    program.matrices.first().map_or(Dtype::Bf16, |matrix| short(matrix.encoding))
 }
 
 /// Where a buffer of activations lies. Both forms have rows of `stride` elements.
@@ -63,12 +70,26 @@ pub struct Notes {
     pub row_sequence: usize,
     /// The rows that have logits.
     pub selected: usize,
+    /// The rows of each sequence, where layers keep states.
+    pub stretches: Option<usize>,
     /// Cosines and sines of each rope, `[rows, pairs]`.
     pub angles: Vec<[usize; 2]>,
     /// For each [`Step::ScaleQueries`], in order, the factors of the rows.
     pub factors: Vec<usize>,
     /// Bytes of all of them.
     pub len: usize,
+}
+
+/// What the latest router chose, as offsets: for each row its experts and what they count, `[rows, top_k]`; and for each expert
+/// its rows and what it counts for them (`struct ExpertListsParams` of kernels/params.h).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Chosen {
+    pub ids: usize,
+    pub weights: usize,
+    pub row_ids: usize,
+    pub row_weights: usize,
+    pub places: usize,
+    pub bounds: usize,
 }
 
 /// Offsets in the memory of a GPU.
@@ -82,14 +103,20 @@ pub struct Layout {
     pub buffers: Vec<Room>,
     pub notes_at: usize,
     pub notes: Notes,
+    /// All that a program without experts takes of it is nothing.
+    pub chosen: Chosen,
     /// Embedding rows as they are on disk.
     pub embedding: usize,
     /// Float32 sums of attention over few queries.
     pub workspace: usize,
+    /// Float32 lengths of the rows of a matrix that is divided by them.
+    pub lengths: usize,
     /// Keys and values, by attention layer. Where they are not resident, layers take turns in two places.
     pub kv: Vec<[usize; 2]>,
     pub kv_resident: bool,
-    /// Bytes up to the KV cache, and of the KV cache.
+    /// States of layers that keep one: `[sequences, 2]` of each.
+    pub states: Vec<usize>,
+    /// Bytes up to what is remembered of sequences (states, keys and values), and of that.
     pub fixed: usize,
     pub kv_len: usize,
 }
@@ -118,12 +145,38 @@ impl Layout {
         let buffers = rooms(program).into_iter().enumerate().map(buffer).collect();
         let notes = Notes::new(program, size);
         let notes_at = take(notes.len);
+        let pairs = chosen_bytes(program, size.rows);
+        let [ids, weights, row_ids, row_weights, places] = [(); 5].map(|()| take(pairs));
+        let bounds = program.experts.iter().map(|layer| (layer.experts.len() + 1) * 4).max();
+        let chosen = Chosen { ids, weights, row_ids, row_weights, places, bounds: take(bounds.unwrap_or(0)) };
         let embedding = take(size.rows * program.embedding.row_bytes());
         let workspace = take(workspace(program, size) * size_of::<f32>());
+        let lengths = take(normalised_rows(program) * size_of::<f32>());
         let fixed = end;
+        let states = program.states.iter().map(|numbers| {
+            let at = end;
+            end += (2 * size.sequences * numbers * size_of::<f32>()).next_multiple_of(ALIGN);
+            at
+        });
+        let states = states.collect();
         let kv = kv(program, size, kv_resident, &mut end);
         let kv_len = end - fixed;
-        Layout { vectors, slopes, buffers, notes_at, notes, embedding, workspace, kv, kv_resident, fixed, kv_len }
+        Layout {
+            vectors,
+            slopes,
+            buffers,
+            notes_at,
+            notes,
+            chosen,
+            embedding,
+            workspace,
+            states,
+            lengths,
+            kv,
+            kv_resident,
+            fixed,
+            kv_len,
+        }
     }
 
     /// Bytes of all of it.
@@ -149,12 +202,18 @@ impl Notes {
         // Every row may be a piece of its own.
         let sequences = cuts(program).iter().map(|_| take(rows * SEQUENCE_BYTES)).collect();
         let (row_sequence, selected) = (take(rows * 4), take(rows * 4));
+        let stretches = (!program.states.is_empty()).then(|| take(size.sequences * STRETCH_BYTES));
         let table = |pairs: usize, take: &mut dyn FnMut(usize) -> usize| [(); 2].map(|()| take(rows * pairs * 4));
         let angles = program.ropes.iter().map(|rope| table(rope.rotary_dim() / 2, &mut take)).collect();
         let scaled = program.steps.iter().filter(|step| matches!(step, Step::ScaleQueries { .. }));
         let factors = scaled.map(|_| take(rows * 4)).collect();
-        Notes { sequences, row_sequence, selected, angles, factors, len }
+        Notes { sequences, row_sequence, selected, stretches, angles, factors, len }
     }
+}
+
+/// Bytes of the numbers of the experts that routers choose for so many rows.
+pub fn chosen_bytes(program: &Program, rows: usize) -> usize {
+    rows * program.experts.iter().map(|layer| layer.top_k).max().unwrap_or(0) * size_of::<i32>()
 }
 
 /// A way in which layers see sequences.
@@ -221,23 +280,18 @@ fn workspace(program: &Program, size: Size) -> usize {
     program.steps.iter().map(layer).max().unwrap_or(0)
 }
 
-/// The buffers of steps that no kernel is chosen for yet.
-fn without_kernel(step: &Step) -> Vec<Buffer> {
-    match step {
-        Step::Route { logits, .. } => vec![*logits],
-        Step::Experts(experts) => {
-            let Experts { input, output, gathered, gate, up, made, .. } = *experts;
-            let packed = experts.packed.map(|(packed, _)| packed);
-            [input, output, gathered, gate, up, made].into_iter().chain(packed).collect()
-        }
-        Step::GateRows { gate, buffer } => vec![*gate, *buffer],
-        Step::Add { input, output } => vec![*input, *output],
-        Step::AppendShared { packed, shared, .. } => vec![*packed, *shared],
-        Step::Join { parts, output } => parts.iter().copied().chain([*output]).collect(),
-        Step::Convolve(convolution) => vec![convolution.buffer],
-        Step::DeltaRule(rule) => vec![rule.mixed, rule.decay, rule.write, rule.output],
-        _ => Vec::new(),
-    }
+/// Rows of the largest matrix whose rows are divided by their lengths.
+fn normalised_rows(program: &Program) -> usize {
+    let rows = program.steps.iter().filter_map(|step| match step {
+        Step::MatMul(product) if product.normalise_rows => Some(program.matrices[product.matrix.0].rows),
+        _ => None,
+    });
+    rows.max().unwrap_or(0)
+}
+
+/// Where the first products of an expert go: gate and up, or what has both.
+fn expert_halves(step: &Experts) -> Vec<Buffer> {
+    step.packed.map_or_else(|| vec![step.gate, step.up], |(packed, _)| vec![packed])
 }
 
 /// For each buffer which forms it needs (as places that are not chosen yet).
@@ -250,8 +304,6 @@ fn rooms(program: &Program) -> Vec<Room> {
         wide_reader: bool,
         /// What products read it as.
         operands: Vec<Dtype>,
-        /// Some product wants it multiplied by something first.
-        scaled: bool,
     }
     let mut uses = vec![Uses::default(); program.buffers.len()];
     for step in &program.steps {
@@ -268,9 +320,25 @@ fn rooms(program: &Program) -> Vec<Room> {
             | Step::Activate { buffer, .. }
             | Step::SoftCap { buffer, .. } => wide(&[*buffer]),
             Step::Append { keys, values, .. } => wide(&[*keys, *values]),
+            Step::AppendShared { packed, shared, .. } => wide(&[*packed, *shared]),
+            Step::Add { input, output } => wide(&[*input, *output]),
+            Step::GateRows { gate, buffer } => wide(&[*gate, *buffer]),
+            Step::Join { parts, output } => {
+                wide(parts);
+                wide(&[*output]);
+            }
+            Step::Convolve(convolution) => wide(&[convolution.buffer]),
+            Step::DeltaRule(rule) => wide(&[rule.mixed, rule.decay, rule.write, rule.output]),
             Step::Attend { queries, .. } => wide(&[*queries]),
             Step::Glu { gate, up, .. } => wide(&[*gate, *up]),
-            other => wide(&without_kernel(other)),
+            Step::Route { logits, .. } => wide(&[*logits]),
+            Step::Experts(step) => {
+                wide(&[step.input, step.output, step.made]);
+                wide(&expert_halves(step));
+                if step.weigh == Weigh::Input {
+                    wide(&[step.gathered]);
+                }
+            }
         }
         let mut read = |buffers: &[Buffer]| buffers.iter().for_each(|b| uses[b.0].wide_reader = true);
         match step {
@@ -279,33 +347,51 @@ fn rooms(program: &Program) -> Vec<Room> {
             Step::HeadNorm { buffer, .. }
             | Step::Rope { buffer, .. }
             | Step::ScaleQueries { buffer, .. }
-            | Step::Activate { buffer, .. }
             | Step::SoftCap { buffer, .. } => read(&[*buffer]),
             Step::Append { keys, values, .. } => read(&[*keys, *values]),
+            Step::AppendShared { packed, shared, .. } => read(&[*packed, *shared]),
+            Step::Add { input, output } => read(&[*input, *output]),
+            Step::GateRows { gate, buffer } => read(&[*gate, *buffer]),
+            Step::Join { parts, .. } => read(parts),
+            Step::Convolve(convolution) => read(&[convolution.buffer]),
+            Step::DeltaRule(rule) => read(&[rule.mixed, rule.decay, rule.write]),
             Step::Attend { queries, .. } => read(&[*queries]),
             // The gate itself is what the step replaces, and may replace by operands.
             Step::Glu { up, .. } => read(&[*up]),
+            Step::Route { logits, .. } => read(&[*logits]),
+            Step::Experts(step) => {
+                read(&[step.input, step.output, step.made]);
+                read(&expert_halves(step).split_off(usize::from(step.packed.is_none())));
+                if step.weigh == Weigh::Input {
+                    read(&[step.gathered]);
+                }
+            }
+            Step::Activate { .. } => {}
             Step::MatMul(product) if product.add => read(&[product.output]),
             Step::Embed { .. } | Step::MatMul(_) => {}
-            other => read(&without_kernel(other)),
         }
         if let Step::MatMul(product) = step {
-            let input = &mut uses[product.input.0];
-            input.operands.push(operand(&program.matrices[product.matrix.0]));
-            input.scaled |= product.scale != 1.0;
+            uses[product.input.0].operands.push(operand(&program.matrices[product.matrix.0]));
+        }
+        if let Step::Experts(step) = step {
+            let matrices = program.experts[step.layer].experts.iter().map(|expert| expert.matrices.split_last());
+            for (last, others) in matrices.flatten() {
+                uses[step.gate.0].operands.push(operand(last));
+                uses[step.gathered.0].operands.extend(others.iter().map(operand));
+            }
         }
     }
     uses[program.logits.0].wide_reader = true;
     uses[program.logits.0].wide = true;
     let room = |(width, uses): (&usize, Uses)| {
         let one = uses.operands.first().copied().filter(|first| uses.operands.iter().all(|other| other == first));
-        let direct = one.filter(|dtype| *dtype != Dtype::F32 && !uses.wide_reader && !uses.scaled);
+        let direct = one.filter(|dtype| *dtype != Dtype::F32 && !uses.wide_reader);
         let narrow = uses.operands.iter().any(|dtype| *dtype != Dtype::F32);
         Room {
             // Rows of operands start at multiples of 16 bytes, and buffers of one width have one stride.
             stride: width.next_multiple_of(8),
             wide: (uses.wide || direct.is_none()).then_some(0),
-            operand: (narrow || uses.scaled).then_some(0),
+            operand: narrow.then_some(0),
             operand_bytes: uses.operands.iter().map(|dtype| dtype.size()).max().unwrap_or(0),
             direct,
         }
@@ -314,4 +400,28 @@ fn rooms(program: &Program) -> Vec<Room> {
     // Callers get the logits as they lie there.
     rooms[program.logits.0].stride = program.buffers[program.logits.0];
     rooms
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::program;
+    use super::*;
+
+    #[test]
+    fn states_lie_before_keys_and_values_twice_for_each_sequence() {
+        let mut program = program(&[(1000, 512), (300, 700)]);
+        let size = Size { rows: 7, logit_rows: 3, context: 100, sequences: 3 };
+        for resident in [true, false] {
+            program.states = Vec::new();
+            let without = Layout::new(&program, size, resident);
+            assert_eq!((without.states.len(), without.notes.stretches), (0, None));
+            program.states = vec![5, 640];
+            let with = Layout::new(&program, size, resident);
+            // 2 · 3 · 5 numbers and 2 · 3 · 640, each from a multiple of 256 bytes on.
+            assert_eq!(with.states, [with.fixed, with.fixed + 256]);
+            assert_eq!(with.kv[0][0], with.fixed + 256 + 15_360);
+            assert_eq!(with.kv_len, without.kv_len + 256 + 15_360);
+            assert_eq!(with.fixed, without.fixed + ALIGN, "the list of stretches");
+        }
+    }
 }

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use super::{PAGE, RING_TILES, TILE_TARGET};
+use super::{PAGE, RING_TILES, TILE_TARGET, device};
 use crate::checkpoint::Span;
 use crate::disk::align::enclose;
 use crate::program::{Expert, Program};
@@ -74,6 +74,17 @@ impl ExpertPlan {
         let len = |tile: &ExpertTile| tile.spans.iter().map(|span| enclose(*span, align).len).sum();
         self.tiles.iter().map(len).max().unwrap_or(0)
     }
+
+    /// Bytes that one block of a GPU's memory has, which holds any tile.
+    pub fn device_block(&self) -> usize {
+        let len = |tile: &ExpertTile| tile.spans.iter().map(|span| span_bytes(span.len)).sum();
+        self.tiles.iter().map(len).max().unwrap_or(0)
+    }
+}
+
+/// Bytes that a span takes on a GPU.
+pub fn span_bytes(len: u64) -> usize {
+    (len as usize).next_multiple_of(device::ALIGN)
 }
 
 impl ExpertTile {
@@ -85,17 +96,21 @@ impl ExpertTile {
 
 /// The smallest memory for experts that works: as many of their smallest tiles as a ring has.
 pub(super) fn floor(program: &Program, align: usize) -> usize {
-    let experts = || program.experts.iter().flat_map(|layer| &layer.experts);
-    let least = |expert: &Expert| (0..expert.matrices.len()).map(|m| tile_floor(expert, m, align)).max();
-    match experts().filter_map(least).max() {
-        Some(tile) => RING_TILES * tile + PAGE,
-        None => 0,
-    }
+    largest_row(program, 2 * align).map_or(0, |tile| RING_TILES * tile + PAGE)
 }
 
-/// The most bytes that a tile of one row may take as it is read.
-fn tile_floor(expert: &Expert, matrix: usize, align: usize) -> usize {
-    expert.spans(matrix, 0..1).iter().map(|span| span.len as usize + 2 * align).sum()
+/// The same of a GPU's memory.
+pub(super) fn device_floor(program: &Program) -> usize {
+    largest_row(program, device::ALIGN).map_or(0, |tile| RING_TILES * tile.next_multiple_of(device::ALIGN))
+}
+
+/// Bytes of the largest tile of one row, with so many more for every span.
+fn largest_row(program: &Program, more: usize) -> Option<usize> {
+    let spans = |expert: &Expert, matrix: usize| {
+        expert.spans(matrix, 0..1).iter().map(|span| span.len as usize + more).sum::<usize>()
+    };
+    let experts = program.experts.iter().flat_map(|layer| &layer.experts);
+    experts.flat_map(|expert| (0..expert.matrices.len()).map(move |matrix| spans(expert, matrix))).max()
 }
 
 /// Bytes of memory in which the exponents of a tile become factors.
@@ -109,11 +124,12 @@ pub(super) fn factor_bytes(program: &Program) -> usize {
     }
 }
 
-/// What experts get before the other weights get more than `others`, of `left` bytes.
-pub(super) fn working(program: &Program, left: usize, others: usize, align: usize) -> usize {
-    let floor = floor(program, align);
-    let wanted = (left / 2).min(WORKING_TARGET).max(floor);
-    wanted.min(left.saturating_sub(others)) / PAGE * PAGE
+/// What experts, whose memory is at least `floor`, get before the other weights get more than `others`, of `left` bytes.
+pub(super) fn working(floor: usize, left: usize, others: usize) -> usize {
+    if floor == 0 {
+        return 0;
+    }
+    (left / 2).min(WORKING_TARGET).max(floor).min(left.saturating_sub(others))
 }
 
 /// Cuts the experts for `left` bytes of memory; also the bytes that are taken of them.
@@ -122,11 +138,30 @@ pub(super) fn place(program: &Program, left: usize, align: usize) -> (ExpertPlan
         return (ExpertPlan::default(), 0);
     }
     let left = left / PAGE * PAGE;
-    // Exponents are a sixteenth of their rows, and a span of their own.
-    let target = (left / RING_TILES).saturating_sub(4 * align) / 17 * 16;
-    let plan = ExpertPlan::cut(program, TILE_TARGET.min(target));
+    let plan = ExpertPlan::cut(program, target(left, 2 * align));
     let all = plan.block(align).saturating_mul(plan.tiles.len()).next_multiple_of(PAGE);
     (plan, left.min(all))
+}
+
+/// The same with a GPU, which has `vram` bytes for them: also the bytes that are taken of it. What fits there needs no other
+/// place, but for its way there.
+pub(super) fn place_on_gpu(program: &Program, left: usize, vram: usize, align: usize) -> (ExpertPlan, usize, usize) {
+    if program.experts.is_empty() {
+        return (ExpertPlan::default(), 0, 0);
+    }
+    let left = left / PAGE * PAGE;
+    let plan = ExpertPlan::cut(program, target(left, 2 * align).min(target(vram, device::ALIGN)));
+    let (block, device_block, count) = (plan.block(align), plan.device_block(), plan.tiles.len());
+    let blocks = (vram / device_block).min(count);
+    let wanted = block.saturating_mul(count - blocks).max(WORKING_TARGET).max(RING_TILES * block);
+    let host = left.min(wanted.min(block.saturating_mul(count)).next_multiple_of(PAGE));
+    (plan, host, blocks * device_block)
+}
+
+/// The most bytes of rows that a tile may have for so much memory, which takes so many more for a span.
+fn target(memory: usize, more: usize) -> usize {
+    // Exponents are a sixteenth of their rows, and a span of their own.
+    TILE_TARGET.min((memory / RING_TILES).saturating_sub(2 * more) / 17 * 16)
 }
 
 #[cfg(test)]
@@ -135,7 +170,7 @@ mod tests {
 
     use super::super::tests::{ALIGN, matrix, named_floor, program, request};
     use super::*;
-    use crate::plan::Plan;
+    use crate::plan::{GpuRequest, Plan, Request};
     use crate::program::{Expert, ExpertLayer, Exponents};
 
     /// A dense program with layers of `experts` experts, of which each has matrices of these shapes.
@@ -161,6 +196,38 @@ mod tests {
     }
 
     proptest! {
+        /// With a GPU as well: both budgets hold, both memories have as many tiles as a ring at least, and floors are true.
+        #[test]
+        fn experts_fit_a_gpu(
+            shapes in prop::collection::vec((1..1500usize, 1..1500usize), 2..4),
+            experts in 1..9usize,
+            exponents: bool,
+            ram in 1..100u64,
+            vram in 1..100u64,
+        ) {
+            let program = sparse(&shapes, 2, experts, exponents);
+            let context = 3_000_000;
+            let on_gpu = |ram: u64, vram: u64| Request {
+                scratch: 0,
+                gpu: Some(GpuRequest { vram, context }),
+                ..request(ram)
+            };
+            let plan = match Plan::new(&program, &on_gpu(ram << 20, vram << 20)) {
+                Ok(plan) => plan,
+                Err(error) => {
+                    let (floor, of_gpu) = (named_floor(&error), error.to_string().contains("GPU"));
+                    let (ram, vram) = if of_gpu { (1 << 30, floor) } else { (floor, 1 << 30) };
+                    prop_assert!(Plan::new(&program, &on_gpu(ram, vram)).is_ok(), "the named floor of {floor} is not enough");
+                    return Ok(());
+                }
+            };
+            let (all, gpu) = (&plan.experts, plan.gpu.as_ref().unwrap());
+            prop_assert!(plan.memory.total() as u64 <= ram << 20 && gpu.total() <= vram << 20);
+            let least = all.tiles.len().min(RING_TILES);
+            prop_assert!(plan.memory.experts >= all.block(ALIGN) * least, "{}", plan.memory.experts);
+            prop_assert!(gpu.experts >= all.device_block() * least, "{}", gpu.experts);
+        }
+
         /// Every row of every expert is in one tile, in order; blocks of one size hold any of them, four at least; parts
         /// sum to at most the budget; and the floor that a refusal names is enough.
         #[test]
@@ -175,7 +242,7 @@ mod tests {
             let plan = match Plan::new(&program, &request(mib << 20)) {
                 Ok(plan) => plan,
                 Err(error) => {
-                    let floor = named_floor(error);
+                    let floor = named_floor(&error);
                     prop_assert!(floor > mib << 20);
                     prop_assert!(Plan::new(&program, &request(floor)).is_ok(), "the named floor of {floor} is not enough");
                     return Ok(());

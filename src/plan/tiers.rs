@@ -6,8 +6,8 @@
 
 use super::device::{self, Layout, Size};
 use super::{
-    ExpertPlan, Gpu, GpuRequest, Memory, PAGE, Plan, RING_TARGET, RING_TILES, ROWS_TARGET, Request, TILE_TARGET, Tier,
-    Tile, cut, keep, too_small,
+    Gpu, GpuRequest, Memory, PAGE, Plan, RING_TARGET, RING_TILES, ROWS_TARGET, Request, TILE_TARGET, Tier, Tile, cut,
+    experts, keep, too_small,
 };
 use crate::disk::align::enclose;
 use crate::error::{Error, Result};
@@ -40,19 +40,32 @@ pub(super) fn plan(program: &Program, request: &Request, gpu: &GpuRequest) -> Re
     let pages = (gpu.vram - gpu.context) as usize / PAGE * PAGE;
     let vram = pages - split.layout.len();
     let ram = (request.ram - split.memory.total() as u64) as usize;
-    let Placed { tiles, memory_ring, host, ring, device } = place(program, vram, ram, request.align);
+    let [on_gpu, in_memory] = split.expert_floors;
+    let working_vram = experts::working(on_gpu, vram, split.ring_floor) / device::ALIGN * device::ALIGN;
+    let working = experts::working(in_memory, ram, split.memory_ring_floor) / PAGE * PAGE;
+    let placed = place(program, vram - working_vram, ram - working, request.align);
+    let Placed { tiles, memory_ring, host, ring, device } = placed;
+    let (ram_left, vram_left) = (ram - memory_ring - host, vram - ring - device);
+    let (experts, cache, blocks) = experts::place_on_gpu(program, ram_left, vram_left, request.align);
     Ok(Plan {
         tiles,
-        // Programs with experts are for the processor so far.
-        experts: ExpertPlan::default(),
+        experts,
         rows: split.size.rows,
         logit_rows: split.size.logit_rows,
         context: request.context,
         sequences: request.sequences,
         ram: request.ram,
         floor: ram_floor,
-        memory: Memory { ring: memory_ring, host, ..split.memory },
-        gpu: Some(Gpu { vram: gpu.vram, floor, context: gpu.context, layout: split.layout, ring, tiles: device }),
+        memory: Memory { ring: memory_ring, host, experts: cache, ..split.memory },
+        gpu: Some(Gpu {
+            vram: gpu.vram,
+            floor,
+            context: gpu.context,
+            layout: split.layout,
+            ring,
+            tiles: device,
+            experts: blocks,
+        }),
     })
 }
 
@@ -66,6 +79,8 @@ struct Split {
     /// The smallest rings that work.
     ring_floor: usize,
     memory_ring_floor: usize,
+    /// The smallest memory for experts that works, on the GPU and of the host.
+    expert_floors: [usize; 2],
 }
 
 impl Split {
@@ -78,6 +93,8 @@ impl Split {
     fn with(program: &Program, request: &Request, gpu: &GpuRequest, rows: usize, kv_resident: bool) -> Split {
         let logit_rows = if request.all_logits { rows } else { request.sequences.min(rows) };
         let size = Size { rows, logit_rows, context: request.context, sequences: request.sequences };
+        // A layer that leaves takes turns in two places, one of which it could have had.
+        let kv_resident = kv_resident || program.kv.len() < 2;
         let layout = Layout::new(program, size, kv_resident);
         let dtype = device::kv_dtype(program);
         let kv = match kv_resident {
@@ -85,6 +102,7 @@ impl Split {
             false => program.kv.iter().flat_map(|shape| device::kv_bytes(*shape, size, dtype)).sum::<usize>(),
         };
         let staging = layout.notes.len
+            + device::chosen_bytes(program, rows)
             + rows * program.embedding.row_bytes()
             + logit_rows * program.buffers[program.logits.0] * size_of::<f32>();
         let memory = Memory {
@@ -96,16 +114,17 @@ impl Split {
         let row = program.matrices.iter().map(Matrix::row_bytes).max().unwrap_or(0);
         let ring_floor = (RING_TILES * (row + device::ALIGN)).next_multiple_of(device::ALIGN);
         let memory_ring_floor = RING_TILES * (row + 2 * request.align) + PAGE;
-        Split { size, context: gpu.context, layout, memory, ring_floor, memory_ring_floor }
+        let expert_floors = [experts::device_floor(program), experts::floor(program, request.align)];
+        Split { size, context: gpu.context, layout, memory, ring_floor, memory_ring_floor, expert_floors }
     }
 
     fn vram_floor(&self) -> u64 {
-        let allocation = (self.layout.len() + self.ring_floor).next_multiple_of(PAGE);
+        let allocation = (self.layout.len() + self.ring_floor + self.expert_floors[0]).next_multiple_of(PAGE);
         self.context.saturating_add(allocation as u64)
     }
 
     fn ram_floor(&self) -> u64 {
-        (self.memory.total() as u64).saturating_add(self.memory_ring_floor as u64)
+        (self.memory.total() as u64).saturating_add((self.memory_ring_floor + self.expert_floors[1]) as u64)
     }
 
     /// As many rows as a quarter of either budget carries.

@@ -2,14 +2,8 @@
 //! tiles, and the order of reads, without any threads or drives.
 //!
 //! A block that holds a used tile keeps it until another tile needs the block. Then the tile goes that is expected to be
-//! needed last: layers come round in a fixed order, so a tile of an expert that a pass routes to with probability p, `d`
-//! layers ahead, is needed after `d + (1/p − 1)·layers` layers on average. This is Belady's rule with expectations for the
-//! future. Least-recently-used would be wrong here: a pass is a cyclic scan, so in a cache that is smaller than what one
-//! pass touches it drops every tile just before it is needed again and never has a hit; this rule keeps a share of the
-//! tiles as large as the cache, and of experts that are used unevenly the hot ones. The probabilities are running
-//! averages, so they follow the text.
+//! needed last ([`Forecast`]).
 
-use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -18,13 +12,8 @@ use crate::disk::align::{Enclosing, chunk_size, enclose};
 use crate::disk::memory::Region;
 
 use super::DemandTile;
+use super::forecast::Forecast;
 use super::schedule::join;
-
-/// The weight of the latest request in the running average of how often an expert is used.
-const RECENT: f64 = 1.0 / 64.0;
-
-/// How often an expert is taken to be used before anything is known.
-const UNKNOWN: f64 = 1.0 / 32.0;
 
 /// So many evictable tiles are compared for one eviction, so that its cost does not grow with the cache.
 const CANDIDATES: usize = 512;
@@ -32,7 +21,6 @@ const CANDIDATES: usize = 512;
 /// A tile and where it is at the moment.
 struct Entry {
     parts: Vec<Part>,
-    expert: usize,
     stage: Stage,
     /// Its place in the queue while the consumer has yet to take it.
     wanted: Option<usize>,
@@ -59,12 +47,6 @@ enum Stage {
     Ready(Arc<Region>),
 }
 
-struct Expert {
-    layer: usize,
-    /// Running average over requests for its layer.
-    used: f64,
-}
-
 /// Bytes of tiles that were taken, and of those that needed no read.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Uses {
@@ -74,8 +56,7 @@ pub(super) struct Uses {
 
 pub(super) struct Cache {
     tiles: Vec<Entry>,
-    experts: Vec<Expert>,
-    layers: usize,
+    forecast: Forecast,
     free: Vec<Region>,
     /// Tiles that are [`Stage::Ready`], in no order.
     ready: Vec<usize>,
@@ -87,8 +68,6 @@ pub(super) struct Cache {
     cursor: usize,
     /// The tile whose chunks are being asked for.
     partial: Option<usize>,
-    /// The layer of the latest request.
-    now: usize,
     chunk: usize,
     align: usize,
     uses: Uses,
@@ -108,13 +87,6 @@ pub(super) fn tile_len(tile: &DemandTile, align: usize) -> usize {
 impl Cache {
     /// `memory` is cut into blocks of `block` bytes, the largest tile's.
     pub(super) fn new(tiles: &[DemandTile], mut memory: Region, block: usize, chunk: usize, align: usize) -> Cache {
-        let (mut experts, mut ids) = (Vec::new(), HashMap::new());
-        let mut expert = |tile: &DemandTile| {
-            *ids.entry((tile.layer, tile.expert)).or_insert_with(|| {
-                experts.push(Expert { layer: tile.layer, used: UNKNOWN });
-                experts.len() - 1
-            })
-        };
         let part = |span: &crate::checkpoint::Span| Part {
             file: span.file.0 as usize,
             run: enclose(*span, align),
@@ -122,7 +94,6 @@ impl Cache {
         };
         let entry = |tile: &DemandTile| Entry {
             parts: tile.spans.iter().map(part).collect(),
-            expert: expert(tile),
             stage: Stage::Absent,
             wanted: None,
         };
@@ -132,8 +103,7 @@ impl Cache {
         free.reverse();
         Cache {
             tiles: entries,
-            experts,
-            layers: tiles.iter().map(|tile| tile.layer + 1).max().unwrap_or(1),
+            forecast: Forecast::new(tiles.iter().map(|tile| (tile.layer, tile.expert))),
             free,
             ready: Vec::new(),
             hand: 0,
@@ -141,7 +111,6 @@ impl Cache {
             head: 0,
             cursor: 0,
             partial: None,
-            now: 0,
             chunk,
             align,
             uses: Uses::default(),
@@ -152,23 +121,24 @@ impl Cache {
         self.uses
     }
 
+    /// Counts a tile of so many bytes that the consumer still had itself.
+    #[cfg(feature = "cuda")]
+    pub(super) fn had(&mut self, bytes: u64) {
+        self.uses.taken += bytes;
+        self.uses.hits += bytes;
+    }
+
     /// Asks for these tiles, all of one layer, to be taken in this order.
     pub(super) fn request(&mut self, layer: usize, tiles: impl IntoIterator<Item = usize>) {
         assert!(self.head == self.queue.len(), "a request while tiles of the one before are still to be taken");
         self.queue.clear();
         self.queue.extend(tiles);
-        (self.head, self.cursor, self.now) = (0, 0, layer);
-        for expert in self.experts.iter_mut().filter(|expert| expert.layer == layer) {
-            expert.used *= 1.0 - RECENT;
-        }
-        let mut latest = None;
+        (self.head, self.cursor) = (0, 0);
+        self.forecast.request(layer, self.queue.iter().copied());
         for (place, &tile) in self.queue.iter().enumerate() {
             let entry = &mut self.tiles[tile];
             assert!(entry.wanted.is_none(), "a tile twice in one request");
             entry.wanted = Some(place);
-            if latest.replace(entry.expert) != Some(entry.expert) {
-                self.experts[entry.expert].used += RECENT;
-            }
         }
     }
 
@@ -280,14 +250,15 @@ impl Cache {
         let (mut last, mut seen) = (None, 0);
         for step in 0..count {
             let at = (self.hand + step) % count;
-            let entry = &self.tiles[self.ready[at]];
+            let tile = self.ready[at];
+            let entry = &self.tiles[tile];
             let Stage::Ready(region) = &entry.stage else { unreachable!("it is among the ready ones") };
             let soon = entry.wanted.is_some_and(|place| place < self.cursor);
             // Lent tiles have a second owner; only this cache makes new ones.
             if soon || Arc::strong_count(region) > 1 {
                 continue;
             }
-            let distance = self.distance(entry);
+            let distance = self.distance(tile);
             if last.is_none_or(|(_, most)| distance > most) {
                 last = Some((at, distance));
             }
@@ -306,14 +277,12 @@ impl Cache {
     }
 
     /// In how many layers a tile is expected to be needed.
-    fn distance(&self, entry: &Entry) -> f64 {
-        if let Some(place) = entry.wanted {
+    fn distance(&self, tile: usize) -> f64 {
+        match self.tiles[tile].wanted {
             // Now, and in this order.
-            return place as f64 / self.queue.len() as f64;
+            Some(place) => place as f64 / self.queue.len() as f64,
+            None => self.forecast.distance(tile),
         }
-        let expert = &self.experts[entry.expert];
-        let ahead = (expert.layer + self.layers - self.now - 1) % self.layers + 1;
-        ahead as f64 + (1.0 / expert.used - 1.0) * self.layers as f64
     }
 }
 

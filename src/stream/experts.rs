@@ -6,7 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::cache::{Cache, tile_len};
+use super::cache::{Cache, Lent, tile_len};
 use super::conveyor::{check_span, drive_stats, repeat, wait};
 use super::worker::{self, Feed, Wrap};
 use super::{DemandStats, DemandTile};
@@ -21,6 +21,8 @@ use crate::error::{Error, Result};
 pub struct Experts {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
+    #[cfg(feature = "cuda")]
+    memory: Arc<Mapping>,
 }
 
 /// What the consumer and the I/O threads share.
@@ -98,7 +100,12 @@ impl Experts {
         let cache = Cache::new(tiles, memory, block, chunk, align);
         let state = State { cache, stopped: false, failure: None, stats };
         let shared = Arc::new(Shared { state: Mutex::new(state), work: Condvar::new(), ready: Condvar::new() });
-        let mut experts = Experts { shared, threads: Vec::new() };
+        let mut experts = Experts {
+            shared,
+            threads: Vec::new(),
+            #[cfg(feature = "cuda")]
+            memory: Arc::clone(&buffer),
+        };
         for (index, drive) in drives.iter().enumerate() {
             experts.threads.extend(worker::launch(&experts.shared, index, drive, depth, &buffer, wrap)?);
         }
@@ -121,17 +128,44 @@ impl Experts {
         let mut state = self.shared.lock();
         let mut waiting = None;
         loop {
-            if let Some(failure) = &state.failure {
-                return Err(repeat(failure));
-            }
-            if let Some(lent) = state.cache.take() {
+            if let Some(tile) = self.lend(&mut state)? {
                 state.stats.consumer_wait += waiting.map_or(Duration::ZERO, |since: Instant| since.elapsed());
-                let (shared, region) = (Arc::clone(&self.shared), Some(lent.region));
-                return Ok(ExpertTile { shared, region, parts: lent.parts });
+                return Ok(tile);
             }
             waiting.get_or_insert_with(Instant::now);
             state = wait(&self.shared.ready, state);
         }
+    }
+
+    /// The next tile of the request if it is there already.
+    ///
+    /// # Errors
+    /// As [`Experts::next`].
+    #[cfg(feature = "cuda")]
+    pub(crate) fn try_next(&mut self) -> Result<Option<ExpertTile>> {
+        self.lend(&mut self.shared.lock())
+    }
+
+    fn lend(&self, state: &mut State) -> Result<Option<ExpertTile>> {
+        if let Some(failure) = &state.failure {
+            return Err(repeat(failure));
+        }
+        let lent = state.cache.take();
+        let tile =
+            |lent: Lent| ExpertTile { shared: Arc::clone(&self.shared), region: Some(lent.region), parts: lent.parts };
+        Ok(lent.map(tile))
+    }
+
+    /// Notes that the consumer needed a tile of so many bytes which it still had.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn had(&mut self, bytes: u64) {
+        self.shared.lock().cache.had(bytes);
+    }
+
+    /// The memory that tiles are read into.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn memory(&self) -> &Arc<Mapping> {
+        &self.memory
     }
 
     /// Forgets what was asked for and not taken, after a pass that was not completed. What is being read will be kept.

@@ -10,6 +10,7 @@
 mod cache;
 mod conveyor;
 mod experts;
+mod forecast;
 mod ring;
 mod schedule;
 #[cfg(all(feature = "cuda", feature = "cli"))]
@@ -31,6 +32,8 @@ use crate::plan::Tier;
 
 pub use conveyor::{Conveyor, Tile};
 pub use experts::{ExpertTile, Experts, block_bytes};
+#[cfg(feature = "cuda")]
+pub(crate) use forecast::Forecast;
 #[cfg(feature = "cli")]
 pub(crate) use worker::{Verdict, judge};
 
@@ -100,9 +103,9 @@ pub struct DemandStats {
     pub bytes_read: u64,
     /// Reads that the drives completed.
     pub reads: u64,
-    /// Bytes of tiles that the consumer took.
+    /// Bytes of tiles that the consumer took, or still had on a GPU.
     pub bytes_used: u64,
-    /// Of these, the bytes of tiles that were still in memory.
+    /// Of these, the bytes of tiles that were still in memory, here or there.
     pub bytes_hit: u64,
     /// How long the consumer has waited for bytes.
     pub consumer_wait: Duration,

@@ -3,6 +3,7 @@
 
 mod attention;
 mod elementwise;
+mod grouped;
 mod transposed;
 
 use half::{bf16, f16};

@@ -21,11 +21,16 @@ fn jobs() -> Vec<Job> {
         ..Job::default()
     };
     let small = Job { model: model("llama31_gqa"), ..base.clone() };
+    // States that stay on the GPU, in the place of keys and values.
+    let states = Job { model: model("qwen3_5_vl_wrapper"), vram: Some(60_000), ram: Some(0), ..base.clone() };
     let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/demo").to_string();
     vec![
         Job { vram: Some(100_000), ..small.clone() },
         Job { vram: Some(200_000), ram: Some(0), stream_kv: true, ..small },
-        Job { vram: Some(1_000_000), ram: Some(3 << 20), model: demo, ..base },
+        Job { vram: Some(1_000_000), ram: Some(3 << 20), model: demo, ..base.clone() },
+        states,
+        // A few of the experts fit.
+        Job { vram: Some(100_000), model: model("mixtral"), ..base },
     ]
 }
 
@@ -53,10 +58,12 @@ fn try_seeds(seeds: std::ops::Range<u64>, environment: &[(&str, &str)], check: i
 #[test]
 fn no_order_of_events_is_a_misuse() {
     try_seeds(0..seeds(), &[("ARITHMETIC", "0")], |_, outcomes| {
-        let [memory, kv, disk] = outcomes else { panic!("three jobs") };
+        let [memory, kv, disk, states, experts] = outcomes else { panic!("five jobs") };
         assert!(memory.tiers[1] > 0, "nothing is streamed from memory: {:?}", memory.tiers);
         assert!(!kv.kv_on_gpu, "keys and values are on the GPU");
+        assert!(states.tiers[2] > 0, "nothing is streamed from disk: {:?}", states.tiers);
         assert!(disk.tiers.iter().all(|tiles| *tiles > 0), "not all tiers have tiles: {:?}", disk.tiers);
+        assert!(experts.experts_used > 0, "no experts are used");
     });
 }
 

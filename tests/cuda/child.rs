@@ -54,6 +54,11 @@ pub struct Outcome {
     pub kv_on_gpu: bool,
     pub rows: usize,
     pub passes: usize,
+    /// Bytes that drives delivered, of all weights and of experts; and bytes of experts that were used, and that were at hand.
+    pub read: u64,
+    pub experts_read: u64,
+    pub experts_used: u64,
+    pub experts_hit: u64,
 }
 
 /// Does nothing in a process that has no jobs.
@@ -123,6 +128,12 @@ fn attempt(job: &Job, outcome: &mut Outcome) -> layerstream::Result<()> {
             Ok((logits, tokens)) => (outcome.logits, outcome.tokens) = (logits, tokens),
             Err(error) => outcome.errors.push(error.to_string()),
         }
+    }
+    outcome.read = model.stream_stats().bytes_read;
+    if let Some(experts) = model.expert_stats() {
+        outcome.read += experts.bytes_read;
+        (outcome.experts_read, outcome.experts_used) = (experts.bytes_read, experts.bytes_used);
+        outcome.experts_hit = experts.bytes_hit;
     }
     Ok(())
 }

@@ -2,9 +2,10 @@
 //! driver or in the bits.
 
 use crate::child::Job;
+use crate::experts::synthetic;
 use crate::parent::{End, model, run};
 
-const TRAPS: [&str; 8] = [
+const TRAPS: [&str; 12] = [
     "UseBeforeCopy",
     "OverwriteBeforeUse",
     "HostFreedEarly",
@@ -13,6 +14,10 @@ const TRAPS: [&str; 8] = [
     "KvUseBeforeCopy",
     "KvOverwriteBeforeUse",
     "AbandonWithoutWaiting",
+    "ChosenNotWaited",
+    "ExpertUseBeforeCopy",
+    "ExpertOverwriteBeforeUse",
+    "ExpertHostFreedEarly",
 ];
 
 /// Seeds that a fault may need to show.
@@ -33,19 +38,29 @@ fn every_planted_fault_is_noticed() {
         vram: Some(50_000),
         ..Job::default()
     };
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    // Of which a layer's experts are more than memory holds.
+    let experts = synthetic(folder.path(), 4);
     let jobs = [
         base.clone(),
         Job { stop_at: Some(100_000), times: 2, ..base.clone() },
         // Nothing else is copied, so nothing else orders the copies of keys and values.
         Job { stream_kv: true, vram: Some(1_000_000), ..base.clone() },
         // Through the ring in host memory.
-        Job { model: concat!(env!("CARGO_MANIFEST_DIR"), "/demo").into(), ram: Some(0), vram: Some(500_000), ..base },
+        Job {
+            model: concat!(env!("CARGO_MANIFEST_DIR"), "/demo").into(),
+            ram: Some(0),
+            vram: Some(500_000),
+            ..base.clone()
+        },
+        Job { model: experts, ram: Some(0), vram: Some(500_000), new_tokens: 1, ..base.clone() },
+        Job { model: model("mixtral"), stop_at: Some(100_000), times: 2, ..base },
     ];
     let right = run(&jobs, &[("SEED", "1")]).done().0;
     let noticed = |name: &str, seed: u64| {
         let seed = seed.to_string();
         // The driver sees most of them whatever is computed, but not what the host reads too early.
-        let arithmetic = if matches!(name, "LogitsNotWaited" | "None") { "1" } else { "0" };
+        let arithmetic = if matches!(name, "LogitsNotWaited" | "ChosenNotWaited" | "None") { "1" } else { "0" };
         match run(&jobs, &[("SEED", &seed), ("LAYERSTREAM_TRAP", name), ("ARITHMETIC", arithmetic)]) {
             End::Misuse(_) => true,
             End::Done(outcomes, _) => {

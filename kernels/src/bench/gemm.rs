@@ -1,11 +1,13 @@
-//! Matrix multiplies: y = x W^T for a weight of n x k in any encoding, by m rows of activations.
+//! Matrix multiplies: y = x W^T for a weight of n x k in any encoding, by m rows of activations, and for a weight that is
+//! stored as its transpose; the lengths of a weight's rows.
 
 use super::{Case, Goal, Peer, Shape, bytes_of, f32_bytes, numbers, pattern};
 use crate::check::{Device, Output};
 use crate::launch::Launch;
 use crate::launch::gemm::{Encoding, MAX_DECODE_ROWS, decode};
 use crate::launch::gemm_prefill::prefill;
-use crate::params::{Dtype, GemmParams, PrefillParams, Weights};
+use crate::launch::{lengths, transposed};
+use crate::params::{Dtype, GemmParams, PrefillParams, RowLengthsParams, TransposedParams, Weights};
 
 /// log2 of the elements that share a scale: what bitsandbytes does by default, and DeepSeek's 128 x 128.
 const BLOCK: i32 = 6;
@@ -16,15 +18,16 @@ fn operand_bytes(encoding: Encoding) -> usize {
     if encoding == Encoding::F32 { 4 } else { 2 }
 }
 
-/// Bytes of the weight, and how many scales it has.
+/// Bytes of the weight and of its scales.
 fn sizes(shape: &Shape) -> (usize, usize) {
     let elements = shape.n * shape.k;
     match shape.encoding {
         Encoding::F32 => (elements * 4, 0),
         Encoding::F16 | Encoding::Bf16 => (elements * 2, 0),
-        Encoding::Int8 => (elements, elements.div_ceil(1 << BLOCK)),
-        Encoding::Nf4 => (elements.div_ceil(2), elements.div_ceil(1 << BLOCK)),
-        Encoding::Fp8 => (elements, shape.n.div_ceil(1 << FP8_BLOCK) * shape.k.div_ceil(1 << FP8_BLOCK)),
+        Encoding::Int8 => (elements, elements.div_ceil(1 << BLOCK) * 4),
+        Encoding::Nf4 => (elements.div_ceil(2), elements.div_ceil(1 << BLOCK) * 4),
+        Encoding::Mxfp4 => (elements.div_ceil(2), elements.div_ceil(32)),
+        Encoding::Fp8 => (elements, shape.n.div_ceil(1 << FP8_BLOCK) * shape.k.div_ceil(1 << FP8_BLOCK) * 4),
     }
 }
 
@@ -41,12 +44,16 @@ fn goal(shape: &Shape) -> Option<Goal> {
 /// A weight, activations, and a product of m rows that is NaN. Also returns the bytes of all.
 fn product(device: &mut dyn Device, shape: &Shape) -> Result<(GemmParams, usize), String> {
     let &Shape { m, n, k, encoding, .. } = shape;
-    let (weight_bytes, scales) = sizes(shape);
+    let (weight_bytes, scale_bytes) = sizes(shape);
+    let scales = match encoding {
+        Encoding::Mxfp4 => vec![120],
+        _ => f32_bytes(numbers(4096).map(|v| 0.01 + v * 0.001)),
+    };
     let operand = if matches!(encoding, Encoding::F32 | Encoding::F16) { encoding } else { Encoding::Bf16 };
     let x_stride = k.next_multiple_of(8);
     let w = Weights {
         data: device.repeat(&pattern(encoding), weight_bytes)? as *const _,
-        scale: device.repeat(&f32_bytes(numbers(4096).map(|v| 0.01 + v * 0.001)), scales * 4)? as *const _,
+        scale: device.repeat(&scales, scale_bytes)? as *const _,
         block_shift: BLOCK,
         row_shift: FP8_BLOCK,
         column_shift: FP8_BLOCK,
@@ -63,7 +70,7 @@ fn product(device: &mut dyn Device, shape: &Shape) -> Result<(GemmParams, usize)
         k: k as i32,
         ..GemmParams::default()
     };
-    Ok((params, weight_bytes + scales * 4 + m * k * operand_bytes(encoding) + m * n * 4))
+    Ok((params, weight_bytes + scale_bytes + m * k * operand_bytes(encoding) + m * n * 4))
 }
 
 fn case(bench: &str, shape: &Shape, step: (Launch, Vec<u8>), out: *mut f32, bytes: usize, goal: Option<Goal>) -> Case {
@@ -95,4 +102,38 @@ pub fn prepare_prefill(device: &mut dyn Device, shape: &Shape) -> Result<Case, S
     let counts = m >= 2048 && encoding == Encoding::Bf16;
     let goal = counts.then_some(Goal::Peer(0.55, Peer::Matmul { m, n, k }));
     Ok(case("gemm_prefill", shape, step, product.out, bytes, goal))
+}
+
+pub fn prepare_transposed(device: &mut dyn Device, shape: &Shape) -> Result<Case, String> {
+    let &Shape { m, n, k, .. } = shape;
+    let params = TransposedParams {
+        w: device.repeat(&pattern(Encoding::Bf16), n * k * 2)? as *const _,
+        x: device.repeat(&pattern(Encoding::F32), m * k * 4)? as *const f32,
+        out: device.repeat(&[0xff; 4], m * n * 4)? as *mut f32,
+        x_stride: k as i64,
+        out_stride: n as i64,
+        m: m as i32,
+        n: n as i32,
+        k: k as i32,
+        dtype: Dtype::DTYPE_BF16,
+        ..TransposedParams::default()
+    };
+    let step = (transposed::product(&params), bytes_of(&params));
+    let shape = Shape { encoding: Encoding::Bf16, ..*shape };
+    Ok(case("transposed", &shape, step, params.out, n * k * 2 + m * (k + n) * 4, None))
+}
+
+pub fn prepare_lengths(device: &mut dyn Device, shape: &Shape) -> Result<Case, String> {
+    let (product, _) = product(device, &Shape { m: 1, ..*shape })?;
+    let out = device.repeat(&[0xff; 4], shape.n * 4)?;
+    let params = RowLengthsParams { w: product.w, lengths: out as *mut f32, n: product.n, k: product.k };
+    let (bytes, scales) = sizes(shape);
+    Ok(Case {
+        name: format!("lengths {:?} n {} k {}", shape.encoding, shape.n, shape.k).to_lowercase(),
+        steps: vec![(lengths::row_lengths(shape.encoding, &params), bytes_of(&params))],
+        bytes: (bytes + scales * 4 + shape.n * 4) as u64,
+        flops: 2 * (shape.n * shape.k) as u64,
+        out: Output { address: out, len: shape.n, dtype: Dtype::DTYPE_F32 },
+        goal: None,
+    })
 }

@@ -36,7 +36,9 @@ pub fn prepare_route(device: &mut dyn Device, shape: &Shape) -> Result<Case, Str
     };
     let lists = ExpertListsParams {
         ids: choice.ids,
+        weights: choice.weights,
         row_ids: device.repeat(&[0; 4], pairs * 4)? as *mut i32,
+        row_weights: device.repeat(&[0; 4], pairs * 4)? as *mut f32,
         places: device.repeat(&[0; 4], pairs * 4)? as *mut i32,
         bounds: device.repeat(&[0; 4], (experts + 1) * 4)? as *mut i32,
         rows: rows as i32,
@@ -46,7 +48,7 @@ pub fn prepare_route(device: &mut dyn Device, shape: &Shape) -> Result<Case, Str
     Ok(Case {
         name: format!("moe_route rows {rows} experts {experts} top {top_k}"),
         steps: vec![(route(&choice), bytes_of(&choice)), (expert_lists(&lists), bytes_of(&lists))],
-        bytes: (rows * experts * 4 + pairs * (8 + 4 + 8) + (experts + 1) * 4) as u64,
+        bytes: (rows * experts * 4 + pairs * (8 + 8 + 12) + (experts + 1) * 4) as u64,
         flops: (4 * rows * experts) as u64,
         out: Output { address: weights, len: pairs, dtype: Dtype::DTYPE_F32 },
         goal: None,

@@ -1,5 +1,7 @@
 //! gemm.cu against float64: the multiply for decode and verification, 1 to 64 rows of activations, in every encoding.
 
+use rand::RngExt;
+
 use super::weights::{FORMS, Form, random_tile};
 use super::{Check, Outcome, SIZES, encode, size, unit_roundoff};
 use crate::launch::gemm::{Encoding, decode, naive};
@@ -59,10 +61,12 @@ pub fn check(check: &mut Check) -> Outcome {
 }
 
 fn case(check: &mut Check, form: Form, m: usize, n: usize, k: usize) -> Outcome {
+    let k = form.columns(k);
     let (first, extra) = (check.pick(&[0, 0, 1, 5, 130]), check.pick(&[0, 3]));
     let bias = check.pick(&[None, Some(Dtype::DTYPE_F32), Some(Dtype::DTYPE_BF16), Some(Dtype::DTYPE_F16)]);
     let residual = check.pick(&[false, true]);
-    let more = format!("first row {first}, bias {bias:?}, residual {residual}");
+    let (scale, divided) = (check.pick(&[0.0, 1.0, 0.37]), check.pick(&[false, false, true]));
+    let more = format!("first row {first}, bias {bias:?}, residual {residual}, scale {scale}, divided {divided}");
     check.case(format!("{form:?} gemm, m {m}, n {n}, k {k}, {more}"));
     let encoding = form.encoding();
     let (w, weights) = random_tile(check, form, first, n, k);
@@ -74,6 +78,7 @@ fn case(check: &mut Check, form: Form, m: usize, n: usize, k: usize) -> Outcome 
         None => (std::ptr::null(), vec![0.0; columns]),
     };
     let stream = check.normal(m * columns);
+    let lengths = lengths(check, columns, divided);
 
     let mut run = |launch: fn(Encoding, &GemmParams) -> crate::launch::Launch| -> Result<Vec<f64>, String> {
         // With a residual the product is added in place.
@@ -84,11 +89,13 @@ fn case(check: &mut Check, form: Form, m: usize, n: usize, k: usize) -> Outcome 
             out: out.address as *mut f32,
             residual: if residual { out.address as *const f32 } else { std::ptr::null() },
             bias: Vector { data: bias_data, dtype: bias.unwrap_or(Dtype::DTYPE_F32) },
+            lengths: if divided { check.input(&lengths) } else { std::ptr::null() },
             x_stride: x_stride as i64,
             out_stride: columns as i64,
             m: m as i32,
             n: n as i32,
             k: k as i32,
+            scale,
         };
         check.launch(&launch(encoding, &params), &params)?;
         Ok(check.read(out))
@@ -112,9 +119,12 @@ fn case(check: &mut Check, form: Form, m: usize, n: usize, k: usize) -> Outcome 
             }
             let terms = xs[r * k..][..k].iter().zip(&weights[(column - first) * k..][..k]).map(|(a, b)| a * b);
             let (sum, square) = terms.fold((0f64, 0f64), |(sum, square), t| (sum + t, square + t * t));
-            let added = biases[column] + if residual { before } else { 0.0 };
-            norm = norm.max(square.sqrt());
-            largest = largest.max(sum.abs().max(square.sqrt()) + added.abs());
+            let scale = if scale == 0.0 { 1.0 } else { f64::from(scale) };
+            let factor = scale / f64::from(lengths[column]);
+            let (sum, spread) = (sum * factor, square.sqrt() * factor);
+            let added = scale * biases[column] + if residual { before } else { 0.0 };
+            norm = norm.max(spread);
+            largest = largest.max(sum.abs().max(spread) + added.abs());
             truth.push(sum + added);
             picked[0].push(got[at]);
             picked[1].push(twin[at]);
@@ -122,16 +132,21 @@ fn case(check: &mut Check, form: Form, m: usize, n: usize, k: usize) -> Outcome 
     }
     // The twin may be lucky, but not better than this: three roundings of the sums, and where weights are rounded to be
     // operands, one rounding of each, which add up as independent errors do.
-    let rounded = !matches!(form, Form::Plain(_));
+    let rounded = !matches!(form, Form::Plain(_) | Form::Mxfp4);
     let floor = 3.0 * unit_roundoff(Dtype::DTYPE_F32) * largest
         + if rounded { unit_roundoff(Dtype::DTYPE_BF16) * norm } else { 0.0 };
     check.gate_above(floor, "out", &picked[0], &picked[1], &truth)
 }
 
+/// What a row of each column is divided by: 1, or something else.
+pub(super) fn lengths(check: &mut Check, columns: usize, divided: bool) -> Vec<f32> {
+    (0..columns).map(|_| if divided { check.rng.random_range(0.5..4.0) } else { 1.0 }).collect()
+}
+
 /// A row of activations has the same result, bit for bit, alone, in front of, behind and among others.
 pub fn check_neighbours(check: &mut Check) -> Outcome {
     for form in FORMS {
-        let (n, k) = (check.pick(&[9, 16, 33]), check.pick(&[65, 192, 576, 2112]));
+        let (n, k) = (check.pick(&[9, 16, 33]), form.columns(check.pick(&[65, 192, 576, 2112])));
         check.case(format!("{form:?} gemm beside 0 to 63 others, n {n}, k {k}"));
         let dtype = operand(form.encoding());
         let (w, _) = random_tile(check, form, 0, n, k);

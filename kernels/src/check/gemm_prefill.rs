@@ -2,7 +2,7 @@
 
 use rand::RngExt;
 
-use super::gemm::{operand, upload};
+use super::gemm::{lengths, operand, upload};
 use super::weights::{FORMS, Form, random_tile};
 use super::{Check, Outcome, SIZES, unit_roundoff};
 use crate::launch::Launch;
@@ -28,6 +28,7 @@ pub fn check(check: &mut Check) -> Outcome {
 }
 
 fn case(check: &mut Check, form: Form, m: usize, n: usize, k: usize) -> Outcome {
+    let k = form.columns(k);
     let first = check.pick(&[0, 4, 1, 5, 132]);
     let after = check.pick(&[0, 3, 8]);
     let columns = if after == 8 { (first + n).next_multiple_of(8) } else { first + n + after };
@@ -37,8 +38,11 @@ fn case(check: &mut Check, form: Form, m: usize, n: usize, k: usize) -> Outcome 
     let dtype =
         if in_place { Dtype::DTYPE_F32 } else { check.pick(&[Dtype::DTYPE_F32, Dtype::DTYPE_F16, Dtype::DTYPE_BF16]) };
     let gathered = check.pick(&[false, true]);
-    let more =
-        format!("first row {first} of {columns}, bias {bias:?}, residual {residual}, gathered {gathered}, {dtype:?}");
+    let (scale, divided) = (check.pick(&[0.0, 1.0, 0.37]), check.pick(&[false, false, true]));
+    let more = format!(
+        "first row {first} of {columns}, bias {bias:?}, residual {residual}, gathered {gathered}, scale {scale}, divided \
+         {divided}, {dtype:?}"
+    );
     check.case(format!("{form:?} prefill gemm, m {m}, n {n}, k {k}, {more}"));
 
     let encoding = form.encoding();
@@ -55,6 +59,7 @@ fn case(check: &mut Check, form: Form, m: usize, n: usize, k: usize) -> Outcome 
         None => (std::ptr::null(), vec![0.0; columns]),
     };
     let stream = check.normal(m * columns);
+    let lengths = lengths(check, columns, divided);
 
     let mut run = |launch: fn(Encoding, &PrefillParams) -> Launch| -> Result<Vec<f64>, String> {
         let out = if in_place { check.in_place(&stream) } else { check.output(m * columns, dtype) };
@@ -70,11 +75,13 @@ fn case(check: &mut Check, form: Form, m: usize, n: usize, k: usize) -> Outcome 
             out: if wide { out.address as *mut f32 } else { std::ptr::null_mut() },
             residual: added,
             bias: Vector { data: bias_data, dtype: bias.unwrap_or(Dtype::DTYPE_F32) },
+            lengths: if divided { check.input(&lengths) } else { std::ptr::null() },
             x_stride: x_stride as i64,
             out_stride: columns as i64,
             m: m as i32,
             n: n as i32,
             k: k as i32,
+            scale,
         };
         let out16 = if wide { std::ptr::null_mut() } else { out.address as *mut _ };
         let params = PrefillParams { product, gather, out16, out16_dtype: dtype };
@@ -100,9 +107,12 @@ fn case(check: &mut Check, form: Form, m: usize, n: usize, k: usize) -> Outcome 
             }
             let terms = xs[rows[r] * k..][..k].iter().zip(&weights[(column - first) * k..][..k]).map(|(a, b)| a * b);
             let (sum, square) = terms.fold((0f64, 0f64), |(sum, square), t| (sum + t, square + t * t));
-            let added = biases[column] + if residual { before } else { 0.0 };
-            norm = norm.max(square.sqrt());
-            largest = largest.max(sum.abs().max(square.sqrt()) + added.abs());
+            let scale = if scale == 0.0 { 1.0 } else { f64::from(scale) };
+            let factor = scale / f64::from(lengths[column]);
+            let (sum, spread) = (sum * factor, square.sqrt() * factor);
+            let added = scale * biases[column] + if residual { before } else { 0.0 };
+            norm = norm.max(spread);
+            largest = largest.max(sum.abs().max(spread) + added.abs());
             truth.push(sum + added);
             picked[0].push(got[at]);
             picked[1].push(twin[at]);
@@ -110,7 +120,7 @@ fn case(check: &mut Check, form: Form, m: usize, n: usize, k: usize) -> Outcome 
     }
     // As for the multiply of decode: the twin may be lucky, but not better than three roundings of the sums, one to a result
     // of 16 bits, and where weights are rounded to be operands, one of each, which add up as independent errors do.
-    let rounded = !matches!(form, Form::Plain(_));
+    let rounded = !matches!(form, Form::Plain(_) | Form::Mxfp4);
     let narrow = if dtype == Dtype::DTYPE_F32 { 0.0 } else { unit_roundoff(dtype) };
     let floor = (3.0 * unit_roundoff(Dtype::DTYPE_F32) + narrow) * largest
         + if rounded { unit_roundoff(Dtype::DTYPE_BF16) * norm } else { 0.0 };
@@ -121,7 +131,7 @@ fn case(check: &mut Check, form: Form, m: usize, n: usize, k: usize) -> Outcome 
 pub fn check_neighbours(check: &mut Check) -> Outcome {
     const ALL: usize = 200;
     for form in FORMS {
-        let (n, k) = (check.pick(&[9, 33, 65, 130]), check.pick(&[65, 96, 192, 320]));
+        let (n, k) = (check.pick(&[9, 33, 65, 130]), form.columns(check.pick(&[65, 96, 192, 320])));
         check.case(format!("{form:?} prefill gemm beside 0 to {} others, n {n}, k {k}", ALL - 1));
         let (w, _) = random_tile(check, form, 0, n, k);
         let values = check.normal(ALL * k);

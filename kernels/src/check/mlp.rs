@@ -1,9 +1,9 @@
-//! mlp.cu against float64: what a gated MLP does between its two products.
+//! mlp.cu against float64: what an MLP does between its products, with a gate and without.
 
 use super::{Check, Outcome, SIZES};
 use crate::launch::Launch;
-use crate::launch::mlp::{glu, naive_glu};
-use crate::params::{Dtype, Gate, GluParams};
+use crate::launch::mlp::{activate, glu, naive_activate, naive_glu};
+use crate::params::{ActivateParams, Dtype, Gate, GluParams};
 
 /// Where the two halves are.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -17,6 +17,12 @@ enum Halves {
     Interleaved,
 }
 
+/// Those that need nothing beside the gate.
+const ACTIVATIONS: [Gate; 5] =
+    [Gate::GATE_SILU, Gate::GATE_GELU_TANH, Gate::GATE_GELU_ERF, Gate::GATE_RELU, Gate::GATE_SIGMOID];
+
+const DTYPES: [Dtype; 3] = [Dtype::DTYPE_F32, Dtype::DTYPE_BF16, Dtype::DTYPE_F16];
+
 const ALPHA: f32 = 1.702;
 const LIMIT: f32 = 2.5;
 
@@ -28,14 +34,13 @@ unsafe extern "C" {
 /// Every size as the row's length, every kind, every layout, every dtype.
 pub fn check(check: &mut Check) -> Outcome {
     use Halves::*;
-    let kinds = [Gate::GATE_SILU, Gate::GATE_GELU_TANH, Gate::GATE_GELU_ERF, Gate::GATE_CLAMPED];
-    let dtypes = [Dtype::DTYPE_F32, Dtype::DTYPE_BF16, Dtype::DTYPE_F16];
+    let kinds = [ACTIVATIONS.as_slice(), &[Gate::GATE_CLAMPED]].concat();
     let dims = SIZES.into_iter().chain([128, 516, 1023, 1024, 1028]);
     for (i, dim) in dims.enumerate() {
-        for (j, kind) in kinds.into_iter().enumerate() {
+        for (j, kind) in kinds.iter().copied().enumerate() {
             for (k, halves) in [Separate, InPlace, Packed, Interleaved].into_iter().enumerate() {
                 let rows = [1, 2, 7][(i + k) % 3];
-                case(check, kind, halves, rows, dim, dtypes[(i + j + k) % 3])?;
+                case(check, kind, halves, rows, dim, DTYPES[(i + j + k) % 3])?;
             }
         }
     }
@@ -108,11 +113,67 @@ fn case(check: &mut Check, kind: Gate, halves: Halves, rows: usize, dim: usize, 
     check.gate("out", &picked[0], &picked[1], &truth, dtype)
 }
 
+/// Every size as the row's length, every activation, every dtype, in place and not.
+pub fn check_activate(check: &mut Check) -> Outcome {
+    let dims = SIZES.into_iter().chain([128, 516, 1023, 1024, 1028]);
+    for (i, dim) in dims.enumerate() {
+        for (j, kind) in ACTIVATIONS.into_iter().enumerate() {
+            for in_place in [false, true] {
+                activate_case(check, kind, [1, 2, 7][(i + j) % 3], dim, in_place, DTYPES[(i + j) % 3])?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn activate_case(check: &mut Check, kind: Gate, rows: usize, dim: usize, in_place: bool, dtype: Dtype) -> Outcome {
+    let dtype = if in_place { Dtype::DTYPE_F32 } else { dtype };
+    let stride = dim + check.pick(&[0, 4, 3]);
+    let out_stride = if in_place { stride } else { dim + check.pick(&[0, 4, 1]) };
+    check.case(format!("{kind:?} of {rows} rows of {dim}, strides {stride} and {out_stride}, out {dtype:?}"));
+    let deviation = check.pick(&[1.0, 4.0, 40.0]);
+    let x: Vec<f32> = check.normal(rows * stride).iter().map(|v| v * deviation).collect();
+    let mut run = |launch: fn(&ActivateParams) -> Launch| -> Result<Vec<f64>, String> {
+        let input = check.in_place(&x);
+        let out = if in_place { input } else { check.output(rows * out_stride, dtype) };
+        let params = ActivateParams {
+            x: input.address as *const f32,
+            out: out.address as *mut _,
+            stride: stride as i64,
+            out_stride: out_stride as i64,
+            rows: rows as i32,
+            dim: dim as i32,
+            out_dtype: dtype,
+            kind,
+        };
+        check.launch(&launch(&params), &params)?;
+        Ok(check.read(out))
+    };
+    let got = run(activate)?;
+    let naive = run(naive_activate)?;
+
+    let mut truth = Vec::new();
+    let mut picked = [Vec::new(), Vec::new()];
+    for at in 0..rows * out_stride {
+        let (r, i) = (at / out_stride, at % out_stride);
+        if i < dim {
+            truth.push(reference(kind, x[r * stride + i].into(), 1.0));
+            picked[0].push(got[at]);
+            picked[1].push(naive[at]);
+        } else if !(got[at].is_nan() || in_place && got[at] == x[at].into()) {
+            return Err(check.failure(&format!("wrote {} between the rows of its output", got[at])));
+        }
+    }
+    check.gate("out", &picked[0], &picked[1], &truth, dtype)
+}
+
 /// Without the cancellation of 1 + tanh(u) and 1 + erf(x), which float64 would suffer as well.
 fn reference(kind: Gate, gate: f64, up: f64) -> f64 {
     let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
     match kind {
         Gate::GATE_SILU => gate * sigmoid(gate) * up,
+        Gate::GATE_RELU => gate.max(0.0) * up,
+        Gate::GATE_SIGMOID => sigmoid(gate) * up,
         Gate::GATE_GELU_TANH => {
             let inner = (2.0 / std::f64::consts::PI).sqrt() * (gate + 0.044715 * gate.powi(3));
             gate * sigmoid(2.0 * inner) * up

@@ -287,9 +287,13 @@ fn run_lists(
     top_k: usize,
     experts: usize,
 ) -> Result<Lists, String> {
-    let [row_ids, places, bounds] = [ids.len(), ids.len(), experts + 1].map(|len| check.output(len, F32));
+    let [row_ids, row_weights, places, bounds] =
+        [ids.len(), ids.len(), ids.len(), experts + 1].map(|len| check.output(len, F32));
+    let weights = check.normal(ids.len());
     let params = ExpertListsParams {
         ids: check.input(ids),
+        weights: check.input(&weights),
+        row_weights: row_weights.address as *mut f32,
         row_ids: row_ids.address as *mut i32,
         places: places.address as *mut i32,
         bounds: bounds.address as *mut i32,
@@ -299,6 +303,14 @@ fn run_lists(
     };
     check.launch(&launch(&params), &params)?;
     let [row_ids, places, bounds] = [row_ids, places, bounds].map(|output| check.read_ints(output));
+    // Every weight goes where its pair does.
+    let moved = check.read(row_weights);
+    let right = places.iter().zip(&weights).all(|(place, weight)| {
+        usize::try_from(*place).ok().and_then(|place| moved.get(place)) == Some(&f64::from(*weight))
+    });
+    if !right {
+        return Err(check.failure("weights are not at the places of their pairs"));
+    }
     Ok(Lists { row_ids, places, bounds })
 }
 
@@ -327,7 +339,8 @@ pub fn check_sum(check: &mut Check) -> Outcome {
 struct Sum<'a> {
     ids: &'a [i32],
     lists: &'a Lists,
-    weights: &'a [f32],
+    /// Nothing: 1.
+    weights: Option<&'a [f32]>,
     /// [places, dim]
     y: &'a [f32],
     dim: usize,
@@ -342,7 +355,8 @@ fn sum_case(check: &mut Check, rows: usize, dim: usize, top_k: usize, experts: u
     let lists = lists(&ids, top_k, experts);
     let (weights, y, before) =
         (check.normal(ids.len()), check.normal(ids.len() * dim), check.normal(rows * strides[1]));
-    let sum = Sum { ids: &ids, lists: &lists, weights: &weights, y: &y, dim, strides };
+    let weighted = check.pick(&[true, true, false]);
+    let sum = Sum { ids: &ids, lists: &lists, weights: weighted.then_some(&weights[..]), y: &y, dim, strides };
 
     let mut run = |launch, split: usize| -> Result<Vec<f64>, String> {
         let separate = check.in_place(&before);
@@ -374,7 +388,10 @@ fn sum_case(check: &mut Check, rows: usize, dim: usize, top_k: usize, experts: u
                 continue;
             }
             let terms = (r * top_k..(r + 1) * top_k)
-                .map(|n| f64::from(weights[n]) * f64::from(y[lists.places[n] as usize * dim + i]))
+                .map(|n| {
+                    f64::from(if weighted { weights[n] } else { 1.0 })
+                        * f64::from(y[lists.places[n] as usize * dim + i])
+                })
                 .chain((add != Add::Nothing).then_some(old));
             let (total, absolute) = terms.fold((0.0, 0.0), |(sum, absolute), t| (sum + t, absolute + t.abs()));
             truth.push(total);
@@ -407,7 +424,7 @@ impl Sum<'_> {
             y: check.input(&y).wrapping_sub(places.start * y_stride),
             ids: check.input(self.ids),
             places: check.input(&self.lists.places),
-            weights: check.input(self.weights),
+            weights: self.weights.map_or(std::ptr::null(), |weights| check.input(weights)),
             add: add as *const f32,
             out: out.address as *mut f32,
             y_stride: y_stride as i64,
@@ -454,7 +471,7 @@ pub fn check_neighbours(check: &mut Check) -> Outcome {
         }
         let weights: Vec<f32> = weights.iter().map(|&w| w as f32).collect();
         let out = check.output(rows.len() * dim, F32);
-        let sum = Sum { ids: &ids, lists: &lists, weights: &weights, y: &y, dim, strides: [dim; 2] };
+        let sum = Sum { ids: &ids, lists: &lists, weights: Some(&weights), y: &y, dim, strides: [dim; 2] };
         sum.run(check, sum_experts, 0..router.experts, 0, out)?;
         Ok(check.read(out))
     };

@@ -17,13 +17,15 @@ struct Shape {
     interleaved: bool,
     /// The elements of a key that turn are shared by all heads.
     shared: bool,
+    /// They have turned already.
+    turned: bool,
 }
 
 /// The shapes of the families and some that none has, for ragged batches of every size and every dtype of the cache.
 pub fn check(check: &mut Check) -> Outcome {
     let plain = |q_heads, kv_heads, dim, rotary| {
-        let (interleaved, shared, rotary) = (false, false, (0, rotary));
-        Shape { q_heads, kv_heads, dim, v_dim: dim, rotary, interleaved, shared }
+        let (interleaved, shared, turned, rotary) = (false, false, false, (0, rotary));
+        Shape { q_heads, kv_heads, dim, v_dim: dim, rotary, interleaved, shared, turned }
     };
     let shapes = [
         plain(4, 2, 64, 64),
@@ -33,6 +35,7 @@ pub fn check(check: &mut Check) -> Outcome {
         plain(2, 1, 256, 64),
         Shape { interleaved: true, ..plain(4, 2, 128, 64) },
         Shape { interleaved: true, shared: true, rotary: (128, 64), v_dim: 128, ..plain(3, 3, 192, 64) },
+        Shape { shared: true, turned: true, rotary: (128, 64), v_dim: 128, ..plain(0, 3, 192, 64) },
         // ALiBi: nothing turns. Queries alone. Keys alone. Odd sizes.
         plain(0, 3, 128, 0),
         plain(4, 0, 64, 64),
@@ -76,8 +79,8 @@ fn case(check: &mut Check, s: Shape, batch: &[(usize, usize)], dtype: Dtype) -> 
             k: check.input(&k),
             v: check.input(&v),
             k_shared: if s.shared { check.input(&shared) } else { std::ptr::null() },
-            cos: check.input(&cos),
-            sin: check.input(&sin),
+            cos: if s.turned { std::ptr::null() } else { check.input(&cos) },
+            sin: if s.turned { std::ptr::null() } else { check.input(&sin) },
             keys: keys.address as *mut _,
             values: values.address as *mut _,
             sequences: check.input(&ragged.sequences),
@@ -110,7 +113,10 @@ fn case(check: &mut Check, s: Shape, batch: &[(usize, usize)], dtype: Dtype) -> 
     let turn = |head: &mut [f64], row: usize| {
         for i in 0..pairs {
             let (a, b) = if s.interleaved { (2 * i, 2 * i + 1) } else { (i, i + pairs) };
-            let (c, sn) = (f64::from(cos[row * pairs + i]), f64::from(sin[row * pairs + i]));
+            let (c, sn) = match s.turned {
+                false => (f64::from(cos[row * pairs + i]), f64::from(sin[row * pairs + i])),
+                true => (1.0, 0.0),
+            };
             let (x, y) = (head[s.rotary.0 + a], head[s.rotary.0 + b]);
             head[s.rotary.0 + a] = x * c - y * sn;
             head[s.rotary.0 + b] = y * c + x * sn;

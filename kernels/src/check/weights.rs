@@ -23,10 +23,11 @@ pub enum Form {
         block: i32,
         nested: bool,
     },
+    Mxfp4,
 }
 
 /// Every encoding, with the layouts of scales that exist and some that are awkward.
-pub const FORMS: [Form; 12] = [
+pub const FORMS: [Form; 13] = [
     Form::Plain(Encoding::F32),
     Form::Plain(Encoding::F16),
     Form::Plain(Encoding::Bf16),
@@ -39,6 +40,7 @@ pub const FORMS: [Form; 12] = [
     Form::Nf4 { block: 6, nested: false },
     Form::Nf4 { block: 6, nested: true },
     Form::Nf4 { block: 5, nested: false },
+    Form::Mxfp4,
 ];
 
 impl Form {
@@ -48,7 +50,13 @@ impl Form {
             Form::Int8Blocks(_) | Form::Int8Rows => Encoding::Int8,
             Form::Fp8 { .. } => Encoding::Fp8,
             Form::Nf4 { .. } => Encoding::Nf4,
+            Form::Mxfp4 => Encoding::Mxfp4,
         }
+    }
+
+    /// The least number of columns that it can have, of so many or more.
+    pub fn columns(self, k: usize) -> usize {
+        if self == Form::Mxfp4 { k.next_multiple_of(32) } else { k }
     }
 }
 
@@ -71,6 +79,9 @@ const NF4: [f32; 16] = [
     0.722_956_84,
     1.0,
 ];
+
+/// The numbers of four bits of MXFP4, without a sign.
+const E2M1: [f64; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
 
 /// The tile of rows `first .. first + n` of a random matrix with k columns and some rows more: its device side, and its
 /// numbers [n, k].
@@ -115,6 +126,17 @@ pub fn random_tile(check: &mut Check, form: Form, first: usize, n: usize, k: usi
             };
             let q = |i: usize| bytes[i / 2] >> (4 - i % 2 * 4) & 15;
             tile.map(|i| f64::from(NF4[q(i) as usize]) * scales[i >> block]).collect()
+        }
+        Form::Mxfp4 => {
+            let bytes: Vec<u8> = (0..n * k / 2).map(|_| check.rng.random()).collect();
+            // Around those of weights: the sums stay what float32 can hold.
+            let exponents: Vec<u8> = (0..rows * k / 32).map(|_| check.rng.random_range(117..124)).collect();
+            weights.data = check.input(&bytes).cast();
+            weights.scale = check.input(&exponents).cast();
+            let number = |q: u8| E2M1[usize::from(q & 7)] * if q & 8 == 0 { 1.0 } else { -1.0 };
+            let q = |i: usize| bytes[i / 2] >> (4 * (i % 2)) & 15;
+            let power = |i: usize| 2f64.powi(i32::from(exponents[i / 32]) - 127);
+            tile.enumerate().map(|(at, i)| number(q(at)) * power(i)).collect()
         }
     };
     (weights, numbers)

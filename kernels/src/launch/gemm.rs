@@ -12,6 +12,7 @@ pub enum Encoding {
     Int8,
     Fp8,
     Nf4,
+    Mxfp4,
 }
 
 /// Rows of activations that [`decode`] takes.
@@ -36,6 +37,8 @@ pub fn decode(encoding: Encoding, params: &GemmParams) -> Launch {
         (Fp8, false) => ("gemm_fp8_m64", 32),
         (Nf4, true) => ("gemm_nf4_m8", 16),
         (Nf4, false) => ("gemm_nf4_m64", 32),
+        (Mxfp4, true) => ("gemm_mxfp4_m8", 16),
+        (Mxfp4, false) => ("gemm_mxfp4_m64", 32),
     };
     Launch::linear(kernel, (params.n as usize).div_ceil(rows), 256)
 }
@@ -49,6 +52,7 @@ pub fn naive(encoding: Encoding, params: &GemmParams) -> Launch {
         Encoding::Int8 => "naive_gemm_int8",
         Encoding::Fp8 => "naive_gemm_fp8",
         Encoding::Nf4 => "naive_gemm_nf4",
+        Encoding::Mxfp4 => "naive_gemm_mxfp4",
     };
     let columns = to_u32((params.n as usize).div_ceil(256));
     Launch { kernel, grid: [columns, params.m as u32, 1], block: [256, 1, 1], shared: 0 }

@@ -21,6 +21,7 @@ fn whole_steps(encoding: Encoding, w: &Weights, k: i32) -> bool {
         Encoding::Int8 => k % 64 == 0 && (w.block_shift < 0 || w.block_shift >= 6),
         Encoding::Fp8 => k % 64 == 0 && w.column_shift >= 6,
         Encoding::Nf4 => k % 64 == 0 && w.block_shift >= 6,
+        Encoding::Mxfp4 => k % 64 == 0,
     }
 }
 
@@ -41,6 +42,8 @@ pub fn prefill(encoding: Encoding, params: &PrefillParams) -> Launch {
         (Fp8, false) => ("gemm_prefill_fp8_simt", SIMT_SHARED),
         (Nf4, true) => ("gemm_prefill_nf4", TENSOR_SHARED),
         (Nf4, false) => ("gemm_prefill_nf4_simt", SIMT_SHARED),
+        (Mxfp4, true) => ("gemm_prefill_mxfp4", TENSOR_SHARED),
+        (Mxfp4, false) => ("gemm_prefill_mxfp4_simt", SIMT_SHARED),
     };
     let tiles = |n: i32| usize::try_from(n).expect("sizes are not negative").div_ceil(TILE);
     Launch { shared, ..Launch::linear(kernel, tiles(product.m) * tiles(product.n), 128) }
@@ -55,6 +58,7 @@ pub fn naive(encoding: Encoding, params: &PrefillParams) -> Launch {
         Encoding::Int8 => "naive_gemm_prefill_int8",
         Encoding::Fp8 => "naive_gemm_prefill_fp8",
         Encoding::Nf4 => "naive_gemm_prefill_nf4",
+        Encoding::Mxfp4 => "naive_gemm_prefill_mxfp4",
     };
     let columns = to_u32((params.product.n as usize).div_ceil(256));
     Launch { kernel, grid: [columns, params.product.m as u32, 1], block: [256, 1, 1], shared: 0 }

@@ -38,10 +38,10 @@ impl CpuBackend {
             gather(&self.chosen, tile.expert, input, gathered, width(step.input), step.weigh);
         }
         let scales = match exponents {
-            None => scales(&self.vectors, matrix, tile.rows.start),
+            None => scales(&self.vectors, &self.tables, matrix, tile.rows.start),
             Some(exponents) => {
                 mxfp4::factors(exponents, &mut self.factors_of_tile);
-                Some(Scales { values: &self.factors_of_tile, row_block: 1, col_block: 32, first_row: 0 })
+                Some(Scales { values: &self.factors_of_tile, zeros: &[], row_block: 1, col_block: 32, first_row: 0 })
             }
         };
         let rows = self.chosen.of(tile.expert).0.len();

@@ -49,6 +49,10 @@ pub(super) trait F32x16: Copy {
     /// `low | high << 4`, for `high` below 16.
     fn join(low: Self::Bytes, high: Self::Bytes) -> Self::Bytes;
     fn from_bytes(bytes: Self::Bytes) -> Self;
+    /// `word >> shift & mask` of sixteen little-endian words of 32 bits, at any address, for masks of at most 24 bits.
+    fn load_field(from: &[u8; 4 * LANES], shift: u32, mask: u32) -> Self;
+    /// Of two little-endian words of 32 bits, at any address: lane l is `word l / 8 >> shifts[l] & 15`.
+    fn load_nibbles(from: &[u8; LANES / 2], shifts: &[u32; LANES]) -> Self;
     /// One little-endian float16.
     fn half(bytes: [u8; 2]) -> f32;
     fn store(self, to: &mut [f32; LANES]);
@@ -256,6 +260,18 @@ impl F32x16 for Portable {
     #[inline(always)]
     fn from_bytes(bytes: [u8; LANES]) -> Self {
         Portable(bytes.map(f32::from))
+    }
+
+    #[inline(always)]
+    fn load_field(from: &[u8; 4 * LANES], shift: u32, mask: u32) -> Self {
+        let (words, _) = from.as_chunks::<4>();
+        Portable(std::array::from_fn(|l| (u32::from_le_bytes(words[l]) >> shift & mask) as f32))
+    }
+
+    #[inline(always)]
+    fn load_nibbles(from: &[u8; LANES / 2], shifts: &[u32; LANES]) -> Self {
+        let (words, _) = from.as_chunks::<4>();
+        Portable(std::array::from_fn(|l| (u32::from_le_bytes(words[l / 8]) >> shifts[l] & 15) as f32))
     }
 
     #[inline(always)]

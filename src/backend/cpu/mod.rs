@@ -12,7 +12,9 @@ mod attention;
 mod blocks;
 mod dots;
 mod experts;
+mod factors;
 mod functions;
+mod grouped;
 mod isa;
 mod matmul;
 mod mxfp4;
@@ -31,6 +33,7 @@ mod workers;
 
 pub use crate::program::{Activation, NormKind, RopeStyle};
 pub use attention::{Attention, Sequence, append};
+pub use grouped::GroupedTile;
 pub use isa::Isa;
 pub use matmul::{Columns, Finish, Mode};
 pub use norm::Norm;
@@ -112,6 +115,11 @@ impl Cpu {
     /// what the tile's inputs contribute. `out` begins at the matrix's first output. [`Mode::Store`] and a bias are for the
     /// first tile; rows cannot be normalised.
     pub fn matmul_transposed(&mut self, w: Tile<'_>, x: Inputs<'_>, out: Columns<'_>, finish: Finish<'_>) {
+        transposed::matmul(self.isa, &mut self.workers, w, x, out, finish);
+    }
+
+    /// The same with a tile of words of a few bits and factors for groups of inputs.
+    pub fn matmul_grouped(&mut self, w: GroupedTile<'_>, x: Inputs<'_>, out: Columns<'_>, finish: Finish<'_>) {
         transposed::matmul(self.isa, &mut self.workers, w, x, out, finish);
     }
 

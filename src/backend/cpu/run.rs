@@ -3,10 +3,11 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::factors::FactorTables;
 use super::recurrent::{self, Delta};
 use super::rotation::{Rotation, TurnedKeys};
 use super::route::Chosen;
-use super::{Attention, Columns, Cpu, Finish, Heads, Inputs, Mode, Norm, Runs, Scales, Sequence};
+use super::{Attention, Columns, Cpu, Finish, GroupedTile, Heads, Inputs, Mode, Norm, Runs, Scales, Sequence};
 use crate::backend::Backend;
 use crate::checkpoint::Tensor;
 use crate::disk::gather::Gather;
@@ -33,6 +34,8 @@ pub(crate) struct CpuBackend {
     pub(super) chosen: Chosen,
     /// The factors of the latest tile that came with exponents.
     pub(super) factors_of_tile: Vec<f32>,
+    /// The factors of the matrix whose turn it is, where they are streamed.
+    pub(super) tables: FactorTables,
     kv: KvCache,
     states: States,
     /// The sequences of the pass.
@@ -68,6 +71,7 @@ impl CpuBackend {
             buffers: program.buffers.iter().enumerate().map(|(i, width)| vec![0.0; width * rows(i)]).collect(),
             chosen: Chosen::default(),
             factors_of_tile: Vec::new(),
+            tables: FactorTables::new(&program),
             kv: KvCache::new(&program.kv, plan.context, plan.sequences),
             states: States::new(&program.states, plan.sequences),
             running: Vec::with_capacity(plan.sequences),
@@ -188,8 +192,10 @@ impl Backend for CpuBackend {
     fn multiply(&mut self, product: &Product, tile: &Tile, feed: &mut Conveyor) -> Result<()> {
         let bytes = feed.next()?;
         let since = self.recorder.now();
-        if self.rows > 0 {
-            let weight = &self.program.matrices[product.matrix.0];
+        let weight = &self.program.matrices[product.matrix.0];
+        if let Some(part) = tile.factors {
+            self.tables.take(&self.cpu, weight, part, &tile.rows, &bytes)?;
+        } else if self.rows > 0 {
             let [x, out] = pair(&mut self.buffers, product.input, product.output);
             let finish = Finish {
                 bias: product.bias.map(|bias| self.vectors[bias.0].as_slice()),
@@ -200,14 +206,21 @@ impl Backend for CpuBackend {
             let stride = self.program.buffers[product.output.0];
             let (x, data) = (&x[..self.rows * weight.cols], &mut out[..self.rows * stride]);
             let columns = Columns { data, stride, first: product.first };
-            let scales = scales(&self.vectors, weight, tile.rows.start);
-            multiply(&mut self.cpu, weight, &tile.rows, &bytes, scales, x, columns, finish);
+            match &weight.groups {
+                Some(_) if weight.tensor.transposed => {
+                    multiply_grouped(&mut self.cpu, weight, &tile.rows, &bytes, &self.tables, x, columns, finish);
+                }
+                _ => {
+                    let scales = scales(&self.vectors, &self.tables, weight, tile.rows.start);
+                    multiply(&mut self.cpu, weight, &tile.rows, &bytes, scales, x, columns, finish);
+                }
+            }
         }
         self.recorder.ran(since, tile.span.len);
         Ok(())
     }
 
-    fn route(&mut self, logits: Buffer, routing: &Routing) -> Result<Vec<usize>> {
+    fn route(&mut self, logits: Buffer, routing: &Routing, _feed: &mut Conveyor) -> Result<Vec<usize>> {
         let since = self.recorder.now();
         let chosen = self.choose(logits, routing);
         self.recorder.ran(since, 0);
@@ -372,13 +385,26 @@ fn heads(program: &Program, buffer: Buffer, dim: usize) -> Heads {
     Heads { count: stride / dim, dim, stride }
 }
 
-/// The factors of a matrix that has them among the small weights, for a tile that begins with this stored row.
-pub(super) fn scales<'a>(vectors: &'a [Vec<f32>], weight: &Matrix, first: usize) -> Option<Scales<'a>> {
-    weight.scales.map(|scales| Scales {
-        values: &vectors[scales.vector.0],
-        row_block: scales.row_block,
-        col_block: scales.col_block,
-        first_row: weight.first_row + first,
+/// The factors of a matrix, which are among the small weights or have just been streamed, for a tile that begins with this
+/// stored row.
+pub(super) fn scales<'a>(
+    vectors: &'a [Vec<f32>],
+    tables: &'a FactorTables,
+    weight: &Matrix,
+    first: usize,
+) -> Option<Scales<'a>> {
+    let first_row = weight.first_row + first;
+    if let Some(groups) = &weight.groups {
+        let zeros = if groups.have_zeros() { groups.count } else { 0 };
+        let (values, zeros) = (&tables.scales[..groups.count], &tables.zeros[..zeros]);
+        return Some(Scales { values, zeros, row_block: groups.rows, col_block: groups.cols, first_row });
+    }
+    weight.scales.map(|program::Scales { vector, row_block, col_block }| Scales {
+        values: &vectors[vector.0],
+        zeros: &[],
+        row_block,
+        col_block,
+        first_row,
     })
 }
 
@@ -398,16 +424,38 @@ pub(super) fn multiply(
     let w = super::Tile { bytes, encoding: weight.encoding, k: weight.stored_cols(), scales };
     if weight.tensor.transposed {
         let x = Inputs { data: x, stride: weight.cols, first: rows.start };
-        let finish = match rows.start {
-            0 => finish,
-            _ => Finish { bias: None, mode: Mode::Add, ..finish },
-        };
-        cpu.matmul_transposed(w, x, out, finish);
+        cpu.matmul_transposed(w, x, out, begun(finish, rows.start));
     } else {
         let bias = finish.bias.map(|bias| &bias[rows.clone()]);
         let out = Columns { first: out.first + rows.start, ..out };
         cpu.matmul(w, x, out, Finish { bias, ..finish });
     }
+}
+
+/// The same with factors for groups of inputs.
+#[expect(clippy::too_many_arguments, reason = "all of what a product is")]
+fn multiply_grouped(
+    cpu: &mut Cpu,
+    weight: &Matrix,
+    rows: &Range<usize>,
+    bytes: &[u8],
+    tables: &FactorTables,
+    x: &[f32],
+    out: Columns<'_>,
+    finish: Finish<'_>,
+) {
+    let Matrix { encoding, rows: outputs, cols, .. } = *weight;
+    let count = weight.groups.as_ref().map_or(0, |groups| groups.count);
+    let inputs = rows.start * encoding.inputs()..rows.end * encoding.inputs();
+    let x = Inputs { data: x, stride: cols, first: inputs.start };
+    let (scales, zeros, index) = (&tables.scales[..count], &tables.zeros[..count], &tables.index[inputs]);
+    let w = GroupedTile { bytes, encoding, outputs, scales, zeros, index };
+    cpu.matmul_grouped(w, x, out, begun(finish, rows.start));
+}
+
+/// What is left to do for a tile of a transposed matrix that begins with this stored row: the first one begins every sum.
+fn begun(finish: Finish<'_>, first: usize) -> Finish<'_> {
+    if first == 0 { finish } else { Finish { bias: None, mode: Mode::Add, ..finish } }
 }
 
 /// The norm with its vectors.

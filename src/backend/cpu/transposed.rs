@@ -1,6 +1,7 @@
 //! The product with a matrix that is stored as its transpose: each stored row holds the weights of one input for all
-//! outputs. So a tile adds to every output. An output's sum takes the inputs in order, one fused multiply-add after
-//! another, beginning with the bias or with what is there; where the matrix was cut into tiles does not show.
+//! outputs (or of a few inputs: `grouped`). So a tile adds to every output. An output's sum takes the inputs in order, one
+//! fused multiply-add after another, beginning with the bias or with what is there; where the matrix was cut into tiles does
+//! not show.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -14,7 +15,7 @@ use crate::encoding::Encoding;
 /// Multiplications and additions that make a task worth handing out.
 const WORTHWHILE: usize = 1 << 16;
 /// Stored rows that are added to the sums at once.
-const DEPTH: usize = 4;
+pub(super) const DEPTH: usize = 4;
 
 /// The activations that belong to the stored rows of a tile.
 #[derive(Clone, Copy)]
@@ -27,30 +28,59 @@ pub struct Inputs<'a> {
     pub first: usize,
 }
 
+/// A run of whole stored rows.
+pub(super) trait Stored: Copy + Sync {
+    fn outputs(self) -> usize;
+    /// How many inputs these rows have the weights of.
+    fn inputs(self) -> usize;
+    /// Adds what they contribute to some sums.
+    fn add(self, isa: Isa, block: Block<'_>);
+}
+
+impl Stored for Tile<'_> {
+    fn outputs(self) -> usize {
+        // Along a stored row lie outputs.
+        self.k
+    }
+
+    fn inputs(self) -> usize {
+        assert_eq!(
+            self.bytes.len(),
+            self.rows() * self.row_bytes(),
+            "whole stored rows of {} {}",
+            self.k,
+            self.encoding
+        );
+        self.rows()
+    }
+
+    fn add(self, isa: Isa, block: Block<'_>) {
+        isa.run(Plain { w: self, block });
+    }
+}
+
 pub(super) fn matmul(
     isa: Isa,
     workers: &mut Workers,
-    w: Tile<'_>,
+    w: impl Stored,
     x: Inputs<'_>,
     out: Columns<'_>,
     finish: Finish<'_>,
 ) {
-    // Along a stored row lie outputs.
-    let outputs = w.k;
+    let (outputs, inputs) = (w.outputs(), w.inputs());
     let tokens = x.data.len() / x.stride;
-    assert_eq!(w.bytes.len(), w.rows() * w.row_bytes(), "whole stored rows of {outputs} {}", w.encoding);
     assert!(
         out.first + outputs <= out.stride && out.data.len() >= tokens * out.stride,
         "{outputs} sums for {tokens} tokens"
     );
-    assert!(x.first + w.rows() <= x.stride, "activations for every stored row");
+    assert!(x.first + inputs <= x.stride, "activations for every stored row");
     assert!(finish.bias.is_none_or(|bias| bias.len() == outputs), "a bias for every one of {outputs} outputs");
     assert!(!finish.normalise_rows, "rows lie scattered here");
 
     let tokens_at_once = tokens.clamp(1, panel::TOKENS);
     let token_blocks = tokens.div_ceil(tokens_at_once);
     let wanted = (4 * workers.len()).div_ceil(token_blocks.max(1));
-    let at_once = outputs.div_ceil(wanted).max(WORTHWHILE / (w.rows().max(1) * tokens_at_once));
+    let at_once = outputs.div_ceil(wanted).max(WORTHWHILE / (inputs.max(1) * tokens_at_once));
     let at_once = at_once.clamp(1, BLOCK / tokens_at_once / LANES * LANES).next_multiple_of(LANES);
     let column_blocks = outputs.div_ceil(at_once);
     let (stride, column) = (out.stride, out.first);
@@ -76,26 +106,47 @@ pub(super) fn matmul(
             }
         }
         let x = Inputs { data: &x.data[token * x.stride..(token + tokens) * x.stride], ..x };
-        isa.run(Block { w, x, scale: finish.scale, first, width, sums });
+        w.add(isa, Block { x, scale: finish.scale, first, width, sums });
         let mut out = out.lock().unwrap_or_else(PoisonError::into_inner);
         sums.chunks_exact(width).enumerate().for_each(|(t, s)| out[start(t)..][..width].copy_from_slice(s));
     });
 }
 
 /// Some outputs of some tokens.
-struct Block<'a> {
-    w: Tile<'a>,
+pub(super) struct Block<'a> {
     x: Inputs<'a>,
     scale: f32,
-    /// The first output.
-    first: usize,
+    /// The first output, a multiple of sixteen.
+    pub(super) first: usize,
     /// Outputs.
-    width: usize,
+    pub(super) width: usize,
     /// `[tokens, width]`
     sums: &'a mut [f32],
 }
 
-impl Kernel for Block<'_> {
+impl Block<'_> {
+    /// Adds the products with `w`, the weights of inputs from number `input` of the tile on, for the outputs from the block's
+    /// `at` on; sixteen of them, or what is left.
+    #[inline(always)]
+    pub(super) fn accumulate<V: F32x16, const D: usize>(&mut self, w: [V; D], input: usize, at: usize) {
+        let (end, input) = (self.width.min(at + LANES), self.x.first + input);
+        for (x, sums) in self.x.data.chunks_exact(self.x.stride).zip(self.sums.chunks_exact_mut(self.width)) {
+            let x: [f32; D] = std::array::from_fn(|d| self.scale * x[input + d]);
+            match sums[at..end].as_chunks_mut::<LANES>() {
+                ([sums], _) => accumulate(w, x, V::load(sums)).store(sums),
+                (_, sums) => accumulate(w, x, V::load_part(sums)).store_part(sums),
+            }
+        }
+    }
+}
+
+/// A block's part of weights that stand for themselves.
+struct Plain<'a> {
+    w: Tile<'a>,
+    block: Block<'a>,
+}
+
+impl Kernel for Plain<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -109,7 +160,7 @@ impl Kernel for Block<'_> {
     }
 }
 
-impl Block<'_> {
+impl Plain<'_> {
     #[inline(always)]
     fn elements<V: F32x16, E: Element>(&mut self) {
         let rows = self.w.rows();
@@ -125,15 +176,14 @@ impl Block<'_> {
     /// Adds the products of `D` stored rows, from `row` on.
     #[inline(always)]
     fn add<V: F32x16, E: Element, const D: usize>(&mut self, row: usize) {
-        let element = self.w.encoding.bytes(1);
+        let (element, first, width) = (self.w.encoding.bytes(1), self.block.first, self.block.width);
         let mut parts: [&[u8]; D] = [&[]; D];
         for (d, part) in parts.iter_mut().enumerate() {
-            let start = (row + d) * self.w.row_bytes() + self.first * element;
-            *part = &self.w.bytes[start..start + self.width * element];
+            let start = (row + d) * self.w.row_bytes() + first * element;
+            *part = &self.w.bytes[start..start + width * element];
         }
-        let inputs = self.x.first + row;
-        for at in (0..self.width).step_by(LANES) {
-            let end = self.width.min(at + LANES);
+        for at in (0..width).step_by(LANES) {
+            let end = width.min(at + LANES);
             let mut w = [V::zero(); D];
             for d in 0..D {
                 let bytes = &parts[d][at * element..end * element];
@@ -143,13 +193,7 @@ impl Block<'_> {
                     _ => row.rest(0, end - at),
                 };
             }
-            for (x, sums) in self.x.data.chunks_exact(self.x.stride).zip(self.sums.chunks_exact_mut(self.width)) {
-                let x: [f32; D] = std::array::from_fn(|d| self.scale * x[inputs + d]);
-                match sums[at..end].as_chunks_mut::<LANES>() {
-                    ([sums], _) => accumulate(w, x, V::load(sums)).store(sums),
-                    (_, sums) => accumulate(w, x, V::load_part(sums)).store_part(sums),
-                }
-            }
+            self.block.accumulate(w, row, at);
         }
     }
 }

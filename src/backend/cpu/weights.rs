@@ -3,7 +3,7 @@
 
 use super::isa::{F32x16, Isa, Kernel, LANES};
 use super::mxfp4;
-use crate::encoding::Encoding;
+use crate::encoding::{Encoding, FP4, NF4};
 
 /// A run of whole rows of a `[rows, k]` matrix.
 #[derive(Clone, Copy)]
@@ -22,6 +22,8 @@ pub struct Tile<'a> {
 pub struct Scales<'a> {
     /// `[blocks of rows, blocks of columns]`, row-major, of the whole matrix.
     pub values: &'a [f32],
+    /// As many numbers that are subtracted first, or none.
+    pub zeros: &'a [f32],
     pub row_block: usize,
     /// A power of two, at least 16; or at least as many as the matrix has columns.
     pub col_block: usize,
@@ -102,6 +104,8 @@ impl<E: Element> Row<'_, E> {
 pub(super) struct Factors<'a> {
     /// Little-endian float32, at any address.
     pub values: &'a [[u8; 4]],
+    /// None, or as many numbers that are subtracted first.
+    pub zeros: &'a [[u8; 4]],
     pub shift: u32,
 }
 
@@ -113,14 +117,24 @@ impl<'a> Factors<'a> {
         let per_row = tile.k.div_ceil(scales.col_block);
         let block = (scales.first_row + r) / scales.row_block;
         let values = bytemuck::cast_slice(&scales.values[block * per_row..(block + 1) * per_row]);
+        let zeros = match scales.zeros {
+            [] => &[],
+            zeros => bytemuck::cast_slice(&zeros[block * per_row..(block + 1) * per_row]),
+        };
         let shift = if per_row == 1 { usize::BITS - 1 } else { (scales.col_block / LANES).ilog2() };
-        Factors { values, shift }
+        Factors { values, zeros, shift }
     }
 
     /// The factor of the sixteen numbers with this place.
     #[inline(always)]
     pub fn at(&self, step: usize) -> f32 {
         f32::from_le_bytes(self.values[step >> self.shift])
+    }
+
+    /// What is subtracted from these before.
+    #[inline(always)]
+    fn zero_at(&self, step: usize) -> f32 {
+        f32::from_le_bytes(self.zeros[step >> self.shift])
     }
 }
 
@@ -184,9 +198,9 @@ plain! {
     Bf16: 2, load_bf16;
 }
 
-/// Encodings whose numbers are multiplied by factors that lie elsewhere.
+/// Numbers with factors that lie elsewhere, sixteen in so many bytes, perhaps with zeros.
 macro_rules! scaled {
-    ($($element:ident: $bytes:expr, |$chunk:ident| $numbers:expr;)*) => {$(
+    ($($element:ident: $bytes:expr, $zeros:literal, |$chunk:ident| $numbers:expr;)*) => {$(
         pub(super) struct $element;
 
         impl Element for $element {
@@ -204,7 +218,10 @@ macro_rules! scaled {
 
             #[inline(always)]
             fn lanes<V: F32x16>(factors: &Factors<'_>, $chunk: &Self::Chunk, _: &(), i: usize, _: usize) -> V {
-                let numbers: V = $numbers;
+                let mut numbers: V = $numbers;
+                if $zeros && !factors.zeros.is_empty() {
+                    numbers = numbers.sub(V::splat(factors.zero_at(i)));
+                }
                 numbers.mul(V::splat(factors.at(i)))
             }
         }
@@ -212,9 +229,17 @@ macro_rules! scaled {
 }
 
 scaled! {
-    F8E4M3: LANES, |chunk| V::load_e4m3(chunk);
-    Mxfp4: LANES / 2, |chunk| V::table4::<false>(chunk, &mxfp4::NUMBERS);
+    F8E4M3: LANES, false, |chunk| V::load_e4m3(chunk);
+    Mxfp4: LANES / 2, false, |chunk| V::table4::<false>(chunk, &mxfp4::NUMBERS);
+    Int8: LANES, true, |chunk| V::load_i8(chunk);
+    Offset8: LANES, true, |chunk| V::from_bytes(V::bytes(chunk)).sub(V::splat(128.0));
+    Offset4: LANES / 2, true, |chunk| V::table4::<false>(chunk, &OFFSET4);
+    Nf4: LANES / 2, false, |chunk| V::table4::<true>(chunk, &NF4);
+    Fp4: LANES / 2, false, |chunk| V::table4::<true>(chunk, &FP4);
 }
+
+/// What four bits stand for, less 8.
+const OFFSET4: [f32; 16] = [-8.0, -7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0];
 
 /// Evaluates an expression with `E` as the [`Element`] of an encoding.
 macro_rules! with_element {
@@ -261,6 +286,29 @@ macro_rules! with_element {
             Encoding::Mxfp4 => {
                 type $e = elements::Mxfp4;
                 $body
+            }
+            Encoding::Int8 => {
+                type $e = elements::Int8;
+                $body
+            }
+            Encoding::Offset8 => {
+                type $e = elements::Offset8;
+                $body
+            }
+            Encoding::Offset4 => {
+                type $e = elements::Offset4;
+                $body
+            }
+            Encoding::Nf4 => {
+                type $e = elements::Nf4;
+                $body
+            }
+            Encoding::Fp4 => {
+                type $e = elements::Fp4;
+                $body
+            }
+            other @ (Encoding::Gptq4 | Encoding::Gptq8 | Encoding::Awq4) => {
+                unreachable!("{other} is only stored as a transpose")
             }
             Encoding::Packed(Packed::Int8 { .. }) => {
                 type $e = packed::Int8;

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 const OLDEST: u32 = 75;
 
 /// Every kernel that steps may launch, by the file it is in. All are found at the start, so that the driver loads them then.
-const KERNELS: [(&str, &[&str]); 9] = [
+const KERNELS: [(&str, &[&str]); 15] = [
     (
         "gemm",
         &[
@@ -24,6 +24,8 @@ const KERNELS: [(&str, &[&str]); 9] = [
             "gemm_bf16_m64",
             "gemm_fp8_m8",
             "gemm_fp8_m64",
+            "gemm_mxfp4_m8",
+            "gemm_mxfp4_m64",
         ],
     ),
     (
@@ -36,6 +38,8 @@ const KERNELS: [(&str, &[&str]); 9] = [
             "gemm_prefill_bf16_simt",
             "gemm_prefill_fp8",
             "gemm_prefill_fp8_simt",
+            "gemm_prefill_mxfp4",
+            "gemm_prefill_mxfp4_simt",
         ],
     ),
     ("norm", &["rms_norm", "rms_norm_heads", "layer_norm", "layer_norm_heads"]),
@@ -62,7 +66,13 @@ const KERNELS: [(&str, &[&str]); 9] = [
             "attention_combine",
         ],
     ),
-    ("mlp", &["glu"]),
+    ("mlp", &["glu", "activate"]),
+    ("moe", &["route", "expert_lists", "sum_experts"]),
+    ("rows", &["scale_rows"]),
+    ("lengths", &["row_lengths_f32", "row_lengths_f16", "row_lengths_bf16", "row_lengths_fp8"]),
+    ("transposed", &["gemm_transposed_m8", "gemm_transposed_m32"]),
+    ("gated_add", &["gated_add"]),
+    ("recurrent", &["convolve", "delta_rule_128", "delta_rule_256"]),
     ("sample", &["soft_cap"]),
 ];
 

@@ -72,7 +72,7 @@ impl OnGpu {
 
 /// Why nothing more can be copied at the moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Blocked {
+pub enum Blocked {
     /// The conveyor has nothing.
     Disk,
     /// Too many copies are under way.
@@ -181,7 +181,7 @@ impl Feed {
     }
 
     /// Gives host memory back whose copies have happened, and queues copies, both as far as they go without waiting.
-    fn copy_ahead(&mut self, conveyor: &mut Conveyor) -> Result<Blocked> {
+    pub fn copy_ahead(&mut self, conveyor: &mut Conveyor) -> Result<Blocked> {
         loop {
             while let Some((number, _)) = self.lent.front() {
                 if !traps::set(Trap::HostFreedEarly) && !self.events(*number).copied.happened().map_err(failed)? {

@@ -24,6 +24,8 @@ pub enum What {
     Product { step: u32, bytes: u64, fetched: bool },
     /// The copy of a tile, by its number in the pass.
     Tile { index: usize, bytes: u64 },
+    /// The copy of an expert's tile, of so many bytes, that a step needs.
+    Expert { step: u32, bytes: u64 },
     /// The copies of keys and values that a step needs.
     Kv(u32),
     /// The logits come to the host, with which the pass ends.
@@ -120,6 +122,7 @@ impl Marks {
                 What::Step(step) => self.recorder.computed(step, from, to, 0, false),
                 What::Product { step, bytes, fetched } => self.recorder.computed(step, from, to, bytes, fetched),
                 What::Tile { index, bytes } => self.recorder.tile_copied(index, from, to, bytes),
+                What::Expert { step, bytes } => self.recorder.copied(step, from, to, bytes),
                 What::Kv(step) => self.recorder.copied(step, from, to, 0),
                 What::Logits => {
                     self.recorder.fetched_logits(from, to);

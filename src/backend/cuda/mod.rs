@@ -1,5 +1,5 @@
 //! Runs a program's steps on an NVIDIA GPU. The thread that walks the program queues work and hardly ever waits: tiles are
-//! copied on one stream ([`feed`]), kernels run on another ([`steps`]), and events order the two. Kernels are those of the
+//! copied on one stream ([`feed`], and of experts [`experts`]), kernels run on another ([`steps`]), and events order the two. Kernels are those of the
 //! package layerstream-kernels, loaded and launched in [`card`] alone.
 //!
 //! All memory is taken when the backend is made: one allocation on the GPU, which the plan has laid out, and page-locked
@@ -7,13 +7,17 @@
 //! fit on the GPU.
 
 mod card;
+mod experts;
 mod feed;
 mod kv;
 mod marks;
 mod measure;
 mod notes;
+mod pool;
+mod products;
 mod ring;
 mod staging;
+mod states;
 mod steps;
 mod traps;
 
@@ -24,6 +28,7 @@ use layerstream_kernels::driver::{Event, Memory, Stream};
 use crate::backend::Backend;
 use crate::backend::cpu::{Cpu, read_vectors};
 use crate::disk::gather::Gather;
+use crate::disk::memory::Mapping;
 use crate::error::Result;
 use crate::pass::Segment;
 use crate::plan::device::Layout;
@@ -37,24 +42,30 @@ pub use measure::measure;
 pub use steps::unsupported;
 
 use card::failed;
+use experts::ExpertFeed;
 use feed::Feed;
 use kv::KvStream;
 use marks::{Marks, What};
 use notes::Batch;
 use staging::{Registered, Staging};
+use states::States;
 use steps::Steps;
 use traps::Trap;
 
 /// A GPU, with the memory of one plan. Fields are dropped in this order: what uses memory before the memory.
 pub(crate) struct CudaBackend {
     feed: Feed,
+    experts: ExpertFeed,
     steps: Steps,
     kv: KvStream,
+    states: States,
     compute: Stream,
     marks: Marks,
     recorder: Recorder,
     /// The last thing that a pass queues.
     done: Event,
+    /// What a router chose is on the host.
+    chosen: Event,
     /// Which tile of the pass comes next.
     tile: usize,
     batch: Batch,
@@ -62,14 +73,14 @@ pub(crate) struct CudaBackend {
     layout: Layout,
     context: usize,
     staging: Staging,
-    /// The conveyor's memory.
+    /// The memory that tiles are read into.
     _registered: Vec<Registered>,
     memory: Memory,
     card: Arc<Card>,
 }
 
 impl CudaBackend {
-    /// Takes all memory, page-locks that of the conveyor, and brings the small weights.
+    /// Takes all memory, page-locks `tiles_in`, which tiles are read into, and brings the small weights.
     ///
     /// # Errors
     /// [`Error::Device`](crate::Error::Device) for memory that is not there, a read of weights that fails.
@@ -78,7 +89,7 @@ impl CudaBackend {
         program: Arc<Program>,
         plan: &Plan,
         gather: &Gather,
-        conveyor: &Conveyor,
+        tiles_in: &[Arc<Mapping>],
         recorder: Recorder,
     ) -> Result<CudaBackend> {
         let gpu = &card.gpu;
@@ -98,19 +109,24 @@ impl CudaBackend {
                 memory.upload(at, bytemuck::cast_slice(slopes)).map_err(failed)?;
             }
         }
-        let registered = conveyor.memory().iter().filter(|mapping| mapping.range().1 > 0);
+        let registered = tiles_in.iter().filter(|mapping| mapping.range().1 > 0);
         let registered = registered.map(|mapping| Registered::new(gpu, mapping)).collect::<Result<_>>()?;
         let compute = Stream::new(gpu).map_err(failed)?;
         let [copies, marks] = Marks::new(gpu, &compute, &recorder)?;
-        let feed = Feed::new(gpu, plan.tiles.clone(), base + layout.len() as u64, planned.ring, copies)?;
+        let ring = base + layout.len() as u64;
+        let feed = Feed::new(gpu, plan.tiles.clone(), ring, planned.ring, copies)?;
+        let blocks = ring + (planned.ring + planned.tiles) as u64;
         Ok(CudaBackend {
             feed,
+            experts: ExpertFeed::new(gpu, &plan.experts, blocks, planned.experts)?,
             steps: Steps::new(&program, &layout, plan.sequences, base),
             kv: KvStream::new(gpu, &program, plan, &layout, base)?,
+            states: States::new(plan.sequences),
             compute,
             marks,
             recorder,
             done: Event::untimed(gpu).map_err(failed)?,
+            chosen: Event::untimed(gpu).map_err(failed)?,
             tile: 0,
             batch: Batch::default(),
             staging: Staging::new(gpu, &program, plan, &layout)?,
@@ -130,6 +146,7 @@ impl Backend for CudaBackend {
         self.tile = 0;
         let notes = &self.layout.notes;
         self.batch = Batch::write(&self.program, notes, self.context, segments, self.staging.notes());
+        self.states.begin(notes, segments, self.staging.notes());
         self.steps.begin();
         self.marks.begin(&self.compute, What::Begin)?;
         self.marks.end(&self.compute)?;
@@ -144,7 +161,7 @@ impl Backend for CudaBackend {
 
     fn run(&mut self, step: &Step, _: &[Segment]) -> Result<()> {
         self.read_marks()?;
-        if let Step::Append { layer, .. } = step {
+        if let Step::Append { layer, .. } | Step::AppendShared { layer, .. } = step {
             self.kv.before_append(*layer, &self.compute, self.feed.copies())?;
         }
         self.marks.begin(&self.compute, What::Step(self.marks.step()))?;
@@ -155,7 +172,9 @@ impl Backend for CudaBackend {
         }
         self.steps.run(&self.card, &self.compute, &self.program, &self.batch, step)?;
         match step {
-            Step::Append { layer, .. } => self.kv.after_append(*layer, &self.compute)?,
+            Step::Append { layer, .. } | Step::AppendShared { layer, .. } => {
+                self.kv.after_append(*layer, &self.compute)?
+            }
             Step::Attend { layer, .. } => self.kv.after_attend(*layer, &self.compute)?,
             _ => {}
         }
@@ -175,12 +194,34 @@ impl Backend for CudaBackend {
         Ok(())
     }
 
-    fn route(&mut self, _logits: Buffer, _routing: &Routing) -> Result<Vec<usize>> {
-        unreachable!("programs are checked before they run")
+    fn route(&mut self, logits: Buffer, routing: &Routing, conveyor: &mut Conveyor) -> Result<Vec<usize>> {
+        self.read_marks()?;
+        self.marks.begin(&self.compute, What::Step(self.marks.step()))?;
+        let (ids, count) = self.steps.route(&self.card, &self.compute, &self.program, &self.batch, logits, routing)?;
+        if count > 0 {
+            self.staging.download_chosen(&self.compute, ids, count)?;
+        }
+        self.marks.end(&self.compute)?;
+        self.compute.record(&self.chosen).map_err(failed)?;
+        self.feed.copy_ahead(conveyor)?;
+        if !traps::set(Trap::ChosenNotWaited) {
+            self.chosen.synchronize().map_err(failed)?;
+        }
+        self.steps.chose(self.staging.chosen(count), self.program.buffers[logits.0], routing.top_k)
     }
 
-    fn expert(&mut self, _step: &Experts, _tile: &ExpertTile, _feed: &mut stream::Experts) -> Result<()> {
-        unreachable!("programs are checked before they run")
+    fn request(&mut self, layer: usize, tiles: &[usize], feed: &mut stream::Experts) -> Result<()> {
+        self.experts.request(layer, tiles, self.feed.copies(), feed)
+    }
+
+    fn expert(&mut self, step: &Experts, tile: &ExpertTile, feed: &mut stream::Experts) -> Result<()> {
+        self.read_marks()?;
+        let on_gpu = self.experts.next(&self.compute, self.feed.copies(), feed)?;
+        let what = What::Product { step: self.marks.step(), bytes: tile.bytes(), fetched: on_gpu.was_copied };
+        self.marks.begin(&self.compute, what)?;
+        self.steps.expert(&self.card, &self.compute, &self.program, &self.batch, step, tile, on_gpu.address)?;
+        self.marks.end(&self.compute)?;
+        self.experts.used(&on_gpu, &self.compute)
     }
 
     fn finish(&mut self, conveyor: &mut Conveyor) -> Result<()> {
@@ -195,6 +236,7 @@ impl Backend for CudaBackend {
         }
         self.feed.copies().1.read()?;
         self.marks.read()?;
+        self.states.keep();
         Ok(())
     }
 
@@ -208,6 +250,7 @@ impl Backend for CudaBackend {
             let _ = self.compute.synchronize();
         }
         let _ = self.feed.abandon(conveyor);
+        self.experts.abandon();
         self.feed.copies().1.forget();
         self.marks.forget();
         self.recorder.end_pass(None);

@@ -49,12 +49,13 @@ pub struct Batch {
     pub pieces: Vec<Pieces>,
     pub rows: usize,
     pub selected: usize,
+    pub segments: usize,
 }
 
 impl Batch {
     /// Writes the notes of a pass into `to`.
     pub fn write(program: &Program, notes: &Notes, context: usize, segments: &[Segment], to: &mut [u8]) -> Batch {
-        let mut batch = Batch::default();
+        let mut batch = Batch { segments: segments.len(), ..Batch::default() };
         let mut selected: Vec<i32> = Vec::new();
         for (segment, rows) in with_rows(segments) {
             batch.rows = rows.end;
@@ -106,7 +107,7 @@ impl Batch {
 }
 
 /// Adds a row to the last run, or begins another.
-fn extend(runs: &mut Vec<Run>, row: usize, phase: Phase) {
+pub fn extend(runs: &mut Vec<Run>, row: usize, phase: Phase) {
     match runs.last_mut().filter(|run| run.phase == phase) {
         Some(run) => run.rows.end = row + 1,
         None => runs.push(Run { rows: row..row + 1, phase }),
@@ -162,7 +163,7 @@ fn pieces(context: usize, segments: &[Segment], cut: Cut) -> (Pieces, Vec<Sequen
 }
 
 /// Writes plain numbers at an offset.
-fn put<T: Copy>(to: &mut [u8], at: usize, values: &[T]) {
+pub fn put<T: Copy>(to: &mut [u8], at: usize, values: &[T]) {
     // SAFETY: integers, floats, and a struct of such without padding: every byte is initialised.
     let bytes = unsafe { std::slice::from_raw_parts(values.as_ptr().cast::<u8>(), size_of_val(values)) };
     to[at..at + bytes.len()].copy_from_slice(bytes);

@@ -8,7 +8,7 @@ use super::card::failed;
 use crate::disk::memory::{Mapping, Region};
 use crate::error::Result;
 use crate::plan::Plan;
-use crate::plan::device::Layout;
+use crate::plan::device::{Layout, chosen_bytes};
 use crate::program::Program;
 
 /// A mapping that is page-locked as long as this lives, and mapped at least as long.
@@ -43,10 +43,11 @@ impl Buffer {
     }
 }
 
-/// The arrays of a pass, embedding rows, and logits, one after the other.
+/// The arrays of a pass, chosen experts, embedding rows, and logits, one after the other.
 pub struct Staging {
     buffer: Buffer,
     notes: usize,
+    chosen: usize,
     embedding: usize,
 }
 
@@ -55,8 +56,9 @@ impl Staging {
         let embedding = plan.rows * program.embedding.row_bytes();
         // The embedding's rows may end anywhere; logits are float32.
         let (notes, embedding) = (layout.notes.len, embedding.next_multiple_of(size_of::<f32>()));
+        let chosen = chosen_bytes(program, plan.rows);
         let logits = plan.logit_rows * program.buffers[program.logits.0] * size_of::<f32>();
-        Ok(Staging { buffer: Buffer::new(gpu, notes + embedding + logits)?, notes, embedding })
+        Ok(Staging { buffer: Buffer::new(gpu, notes + chosen + embedding + logits)?, notes, chosen, embedding })
     }
 
     /// Where the arrays of a pass are written. Nothing copies from there between passes.
@@ -65,12 +67,17 @@ impl Staging {
     }
 
     pub fn embedding(&mut self) -> &mut [u8] {
-        &mut self.buffer.region[self.notes..][..self.embedding]
+        &mut self.buffer.region[self.notes + self.chosen..][..self.embedding]
+    }
+
+    /// Numbers of experts that have come.
+    pub fn chosen(&self, count: usize) -> &[i32] {
+        bytemuck::cast_slice(&self.buffer.region[self.notes..][..count * size_of::<i32>()])
     }
 
     /// Logits that have come.
     pub fn logits(&mut self, count: usize) -> &mut [f32] {
-        let at = self.notes + self.embedding;
+        let at = self.logits_at();
         bytemuck::cast_slice_mut(&mut self.buffer.region[at..at + count * size_of::<f32>()])
     }
 
@@ -80,7 +87,7 @@ impl Staging {
     }
 
     pub fn upload_embedding(&mut self, stream: &Stream, to: u64, len: usize) -> Result<()> {
-        let from = self.notes;
+        let from = self.notes + self.chosen;
         self.upload(stream, to, from, len)
     }
 
@@ -93,10 +100,23 @@ impl Staging {
     }
 
     pub fn download_logits(&mut self, stream: &Stream, from: u64, count: usize) -> Result<()> {
-        let (at, len) = (self.notes + self.embedding, count * size_of::<f32>());
-        assert!(at + len <= self.buffer.region.len());
-        // SAFETY: page-locked, inside the buffer, and nobody looks before the stream's last event has happened.
-        unsafe { stream.download(self.buffer.address().add(at), from, len) }.map_err(failed)?;
+        let at = self.logits_at();
+        self.download(stream, at, from, count * size_of::<f32>())
+    }
+
+    pub fn download_chosen(&mut self, stream: &Stream, from: u64, count: usize) -> Result<()> {
+        let at = self.notes;
+        self.download(stream, at, from, count * size_of::<i32>())
+    }
+
+    fn logits_at(&self) -> usize {
+        self.notes + self.chosen + self.embedding
+    }
+
+    fn download(&mut self, stream: &Stream, to: usize, from: u64, len: usize) -> Result<()> {
+        assert!(to + len <= self.buffer.region.len());
+        // SAFETY: page-locked, inside the buffer, and nobody looks before an event that the caller records has happened.
+        unsafe { stream.download(self.buffer.address().add(to), from, len) }.map_err(failed)?;
         Ok(())
     }
 }

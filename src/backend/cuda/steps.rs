@@ -4,45 +4,35 @@
 //! Buffers are float32, and what products read is rounded to the 16 bits that they multiply: by the step that makes it,
 //! where nobody else reads it, else by a conversion before the product.
 
+mod experts;
+mod recurrent;
+mod rows;
+
 use layerstream_kernels::driver::Stream;
-use layerstream_kernels::launch::gemm::MAX_DECODE_ROWS;
 use layerstream_kernels::launch::norm::Norm as NormKernel;
-use layerstream_kernels::launch::{attention, convert, gemm, gemm_prefill, mlp, norm, rope, sample};
+use layerstream_kernels::launch::{attention, convert, mlp, norm, rope, rows as row_kernels, sample};
 use layerstream_kernels::params::{
-    AttentionParams, ConvertParams, Dtype, Gate, GemmParams, GluParams, NormParams, PrefillParams, RopeParams,
-    Sequence, SoftCapParams, Vector, Weights,
+    ActivateParams, AttentionParams, ConvertParams, Dtype, Gate, GluParams, NormParams, RopeParams, ScaleRowsParams,
+    Sequence, SoftCapParams, Vector,
 };
 
 use super::card::Card;
-use super::notes::{Batch, Phase, Run};
+use super::notes::{Batch, Run};
+use super::products;
 use crate::checkpoint;
 use crate::encoding::Encoding;
 use crate::error::Result;
-use crate::plan::Tile;
-use crate::plan::device::{Cut, Layout, Room, cuts, kv_dtype, operand};
-use crate::program::{
-    Activation, Attention, Buffer, KvShape, Matrix, Norm, NormKind, Product, Program, RopeStyle, Step, VectorId,
-};
+use crate::plan::device::{Cut, Layout, Room, cuts, kv_dtype};
+use crate::program::{Activation, Attention, Buffer, KvShape, Norm, NormKind, Program, RopeStyle, Step, VectorId};
 
 /// What of a program has no kernel: to be asked before anything runs. Here a new step gets its line first.
 pub fn unsupported(program: &Program) -> Option<String> {
-    let product = |product: &Product| {
-        let matrix = &program.matrices[product.matrix.0];
-        match weights(matrix) {
-            None => Some(format!("{} weights stored like `{}`", matrix.encoding, matrix.tensor.name)),
-            Some(_) if product.scale != 1.0 && product.bias.is_some() => Some("a scaled product with a bias".into()),
-            Some(_) if product.normalise_rows => Some("an output head with normalised rows".into()),
-            Some(_) => None,
-        }
-    };
     let step = |step: &Step| match step {
-        Step::MatMul(p) => product(p),
-        Step::Glu { activation, .. } => gate(*activation).is_none().then(|| format!("the activation {activation:?}")),
-        Step::Activate { activation, .. } => Some(format!("the activation {activation:?} of an MLP without gate")),
-        Step::Route { .. } | Step::Experts(_) | Step::GateRows { .. } | Step::Add { .. } => Some("experts".into()),
-        Step::AppendShared { .. } => Some("latent attention".into()),
-        Step::Convolve(_) | Step::DeltaRule(_) | Step::Join { .. } => Some("the gated delta rule".into()),
-        Step::ScaleQueries { .. } => Some("queries that are scaled by their position".into()),
+        Step::MatMul(product) => products::unsupported(&program.matrices[product.matrix.0]),
+        Step::Route { routing, .. } => experts::unsupported_routing(routing),
+        Step::Experts(step) => experts::unsupported_experts(program, step),
+        Step::DeltaRule(rule) => recurrent::unsupported(rule),
+        Step::Attend { attention: Attention { turn_keys: Some(_), .. }, .. } => Some("keys that turn anew".into()),
         Step::Attend { layer, .. } => {
             let KvShape { key_dim, value_dim, .. } = program.kv[*layer];
             (key_dim.max(value_dim) > 256).then(|| format!("heads of {} dimensions", key_dim.max(value_dim)))
@@ -54,32 +44,7 @@ pub fn unsupported(program: &Program) -> Option<String> {
     embedding.or_else(|| program.steps.iter().find_map(step))
 }
 
-/// How kernels call the encoding of a matrix, and what they have to know of its blocks; `None` where no kernel reads it.
-/// A new encoding gets its line here.
-fn weights(matrix: &Matrix) -> Option<(gemm::Encoding, Weights)> {
-    if matrix.tensor.transposed {
-        return None;
-    }
-    let plain = |encoding| Some((encoding, Weights::default()));
-    match (matrix.encoding, matrix.scales) {
-        (Encoding::F32, None) => plain(gemm::Encoding::F32),
-        (Encoding::F16, None) => plain(gemm::Encoding::F16),
-        (Encoding::Bf16, None) => plain(gemm::Encoding::Bf16),
-        (Encoding::F8E4M3, Some(scales)) => {
-            let row_shift = shift(scales.row_block, matrix.rows)?;
-            let column_shift = shift(scales.col_block, matrix.cols)?;
-            Some((gemm::Encoding::Fp8, Weights { row_shift, column_shift, ..Weights::default() }))
-        }
-        _ => None,
-    }
-}
-
-/// log2 of the length of blocks, of which `len` numbers may be one.
-fn shift(block: usize, len: usize) -> Option<i32> {
-    if block >= len { Some(31) } else { block.is_power_of_two().then(|| block.trailing_zeros() as i32) }
-}
-
-fn float(encoding: Encoding) -> Option<Dtype> {
+pub(super) fn float(encoding: Encoding) -> Option<Dtype> {
     match encoding {
         Encoding::F32 => Some(Dtype::DTYPE_F32),
         Encoding::F16 => Some(Dtype::DTYPE_F16),
@@ -89,7 +54,7 @@ fn float(encoding: Encoding) -> Option<Dtype> {
 }
 
 /// A type of operands as kernels call it.
-fn kernel_dtype(dtype: checkpoint::Dtype) -> Dtype {
+pub(super) fn kernel_dtype(dtype: checkpoint::Dtype) -> Dtype {
     match dtype {
         checkpoint::Dtype::F32 => Dtype::DTYPE_F32,
         checkpoint::Dtype::F16 => Dtype::DTYPE_F16,
@@ -97,41 +62,52 @@ fn kernel_dtype(dtype: checkpoint::Dtype) -> Dtype {
     }
 }
 
-fn gate(activation: Activation) -> Option<Gate> {
+fn gate(activation: Activation) -> Gate {
     match activation {
-        Activation::Silu => Some(Gate::GATE_SILU),
-        Activation::Gelu => Some(Gate::GATE_GELU_ERF),
-        Activation::GeluTanh => Some(Gate::GATE_GELU_TANH),
-        Activation::Relu | Activation::Sigmoid => None,
+        Activation::Silu => Gate::GATE_SILU,
+        Activation::Gelu => Gate::GATE_GELU_ERF,
+        Activation::GeluTanh => Gate::GATE_GELU_TANH,
+        Activation::Relu => Gate::GATE_RELU,
+        Activation::Sigmoid => Gate::GATE_SIGMOID,
     }
 }
-
-/// What a buffer's operands are at the moment: of which type, and multiplied by what.
-type Operands = (checkpoint::Dtype, u32);
 
 /// Addresses of everything that steps use.
 pub struct Steps {
     /// Of the GPU's memory.
     base: u64,
-    layout: Layout,
+    pub(super) layout: Layout,
     cuts: Vec<Cut>,
-    /// For each buffer, what its operands were made as since it was last written.
-    operands: Vec<Option<Operands>>,
+    /// For each buffer, the type of the operands that were made of it since it was last written.
+    pub(super) operands: Vec<Option<checkpoint::Dtype>>,
     /// Rows that attention over few queries has room for.
     sequences: usize,
     /// Whether rows are those with logits: after [`Step::Select`].
     selected: bool,
+    /// What the latest router chose.
+    chosen: experts::Chosen,
+    /// Steps of this kind that the pass has had.
+    scaled_queries: usize,
 }
 
 impl Steps {
     pub fn new(program: &Program, layout: &Layout, sequences: usize, base: u64) -> Steps {
         let operands = vec![None; program.buffers.len()];
-        Steps { base, layout: layout.clone(), cuts: cuts(program), operands, sequences, selected: false }
+        Steps {
+            base,
+            layout: layout.clone(),
+            cuts: cuts(program),
+            operands,
+            sequences,
+            selected: false,
+            chosen: experts::Chosen::default(),
+            scaled_queries: 0,
+        }
     }
 
     /// Begins a pass.
     pub fn begin(&mut self) {
-        self.selected = false;
+        (self.selected, self.scaled_queries) = (false, 0);
         self.operands.fill(None);
     }
 
@@ -140,7 +116,7 @@ impl Steps {
         self.at(self.room(buffer).wide.expect("the plan gives float32 to whatever steps read or write as such"))
     }
 
-    fn at(&self, offset: usize) -> u64 {
+    pub(super) fn at(&self, offset: usize) -> u64 {
         self.base + offset as u64
     }
 
@@ -148,15 +124,15 @@ impl Steps {
         self.at(self.layout.notes_at + offset)
     }
 
-    fn room(&self, buffer: Buffer) -> &Room {
+    pub(super) fn room(&self, buffer: Buffer) -> &Room {
         &self.layout.buffers[buffer.0]
     }
 
-    fn stride(&self, buffer: Buffer) -> i64 {
+    pub(super) fn stride(&self, buffer: Buffer) -> i64 {
         self.room(buffer).stride as i64
     }
 
-    fn vector(&self, id: Option<VectorId>) -> Vector {
+    pub(super) fn vector(&self, id: Option<VectorId>) -> Vector {
         match id {
             Some(id) => Vector { data: self.at(self.layout.vectors[id.0]) as *const _, dtype: Dtype::DTYPE_F32 },
             None => Vector::default(),
@@ -167,7 +143,7 @@ impl Steps {
     fn output(&mut self, buffer: Buffer) -> (u64, Dtype) {
         match self.room(buffer).direct {
             Some(dtype) => {
-                self.operands[buffer.0] = Some((dtype, 1f32.to_bits()));
+                self.operands[buffer.0] = Some(dtype);
                 let at = self.room(buffer).operand.expect("what is written directly has a place");
                 (self.at(at), kernel_dtype(dtype))
             }
@@ -179,12 +155,12 @@ impl Steps {
     }
 
     /// Float32 that a step is about to change.
-    fn changed(&mut self, buffer: Buffer) -> u64 {
+    pub(super) fn changed(&mut self, buffer: Buffer) -> u64 {
         self.operands[buffer.0] = None;
         self.wide(buffer)
     }
 
-    fn rows<'a>(&self, batch: &'a Batch) -> (usize, &'a [Run]) {
+    pub(super) fn rows<'a>(&self, batch: &'a Batch) -> (usize, &'a [Run]) {
         if self.selected { (batch.selected, &batch.selected_runs) } else { (batch.rows, &batch.runs) }
     }
 
@@ -228,7 +204,8 @@ impl Steps {
             Step::HeadNorm { norm, buffer, head_dim } => {
                 self.head_norm(&queue, program, norm, *buffer, *head_dim, rows)
             }
-            Step::MatMul(_) => unreachable!("products come tile by tile"),
+            Step::MatMul(_) | Step::Experts(_) => unreachable!("products come tile by tile"),
+            Step::Route { .. } => unreachable!("the engine has to know what was chosen"),
             Step::Rearrange { input, output, first, run, stride } => {
                 let (from, to) = (self.wide(*input), self.changed(*output));
                 (0..program.buffers[output.0] / run).try_for_each(|i| {
@@ -265,9 +242,7 @@ impl Steps {
                 })
             }
             Step::Append { layer, keys, values } => {
-                let KvShape { heads, key_dim, value_dim } = program.kv[*layer];
-                let cut = self.cut(Cut { heads, chunk: None });
-                let [k_cache, v_cache] = self.layout.kv[*layer].map(|at| self.at(at));
+                let KvShape { key_dim, value_dim, .. } = program.kv[*layer];
                 queue.rope(&RopeParams {
                     k: self.wide(*keys) as *const f32,
                     v: self.wide(*values) as *const f32,
@@ -275,18 +250,33 @@ impl Steps {
                     v_stride: self.stride(*values),
                     k_head_stride: key_dim as i32,
                     v_head_stride: value_dim as i32,
-                    keys: k_cache as *mut _,
-                    values: v_cache as *mut _,
-                    sequences: self.note(self.layout.notes.sequences[cut]) as *const Sequence,
-                    row_sequence: self.note(self.layout.notes.row_sequence) as *const i32,
-                    rows: rows as i32,
-                    kv_heads: heads as i32,
-                    dim: key_dim as i32,
-                    v_dim: value_dim as i32,
-                    cache_dtype: kernel_dtype(kv_dtype(program)),
-                    ..RopeParams::default()
+                    ..self.append(program, *layer, rows)
                 })
             }
+            Step::AppendShared { layer, packed, shared } => {
+                let shape = program.kv[*layer];
+                let own = shape.key_dim - program.buffers[shared.0];
+                let packed_values = self.wide(*packed) + 4 * own as u64;
+                queue.rope(&RopeParams {
+                    k: self.wide(*packed) as *const f32,
+                    v: packed_values as *const f32,
+                    k_stride: self.stride(*packed),
+                    v_stride: self.stride(*packed),
+                    k_head_stride: (own + shape.value_dim) as i32,
+                    v_head_stride: (own + shape.value_dim) as i32,
+                    // Which have turned already.
+                    k_shared: self.wide(*shared) as *const f32,
+                    k_shared_stride: self.stride(*shared),
+                    rotary_start: own as i32,
+                    rotary_dim: program.buffers[shared.0] as i32,
+                    ..self.append(program, *layer, rows)
+                })
+            }
+            Step::Join { parts, output } => self.join(&queue, program, parts, *output, rows),
+            Step::Add { input, output } => self.add(&queue, program, *input, *output, rows),
+            Step::GateRows { gate, buffer } => self.gate_rows(&queue, program, *gate, *buffer, rows),
+            Step::Convolve(convolution) => self.convolve(&queue, program, batch, convolution),
+            Step::DeltaRule(rule) => self.delta_rule(&queue, batch, rule),
             Step::Attend { layer, queries, output, attention } => {
                 self.attend(&queue, program, batch, *layer, *queries, *output, attention)
             }
@@ -302,11 +292,38 @@ impl Steps {
                     rows: rows as i32,
                     dim: program.buffers[g.0] as i32,
                     out_dtype,
-                    kind: gate(*activation).expect("programs are checked before they run"),
+                    kind: gate(*activation),
                     alpha: 0.0,
                     limit: 0.0,
                 };
                 queue.launch(&mlp::glu(&params), &params)
+            }
+            Step::Activate { activation, buffer } => {
+                let x = self.wide(*buffer);
+                let (out, out_dtype) = self.output(*buffer);
+                let params = ActivateParams {
+                    x: x as *const f32,
+                    out: out as *mut _,
+                    stride: self.stride(*buffer),
+                    out_stride: self.stride(*buffer),
+                    rows: rows as i32,
+                    dim: program.buffers[buffer.0] as i32,
+                    out_dtype,
+                    kind: gate(*activation),
+                };
+                queue.launch(&mlp::activate(&params), &params)
+            }
+            Step::ScaleQueries { buffer, .. } => {
+                let factors = self.note(self.layout.notes.factors[self.scaled_queries]);
+                self.scaled_queries += 1;
+                let params = ScaleRowsParams {
+                    x: self.changed(*buffer) as *mut f32,
+                    factors: factors as *const f32,
+                    stride: self.stride(*buffer),
+                    rows: rows as i32,
+                    n: program.buffers[buffer.0] as i32,
+                };
+                queue.launch(&row_kernels::scale_rows(&params), &params)
             }
             Step::SoftCap { buffer, cap } => {
                 let x = self.changed(*buffer);
@@ -339,105 +356,7 @@ impl Steps {
                     scale: 1.0,
                 })
             }
-            Step::ScaleQueries { .. }
-            | Step::Activate { .. }
-            | Step::Route { .. }
-            | Step::Experts(_)
-            | Step::GateRows { .. }
-            | Step::Add { .. }
-            | Step::AppendShared { .. }
-            | Step::Convolve(_)
-            | Step::DeltaRule(_)
-            | Step::Join { .. } => unreachable!("programs are checked before they run"),
         }
-    }
-
-    /// Queues the products of a tile, which is at `address`: each phase's rows with its own kernels.
-    #[expect(clippy::too_many_arguments, reason = "all of what a product is")]
-    pub fn multiply(
-        &mut self,
-        card: &Card,
-        stream: &Stream,
-        program: &Program,
-        batch: &Batch,
-        product: &Product,
-        tile: &Tile,
-        address: u64,
-    ) -> Result<()> {
-        let (rows, runs) = self.rows(batch);
-        if rows == 0 {
-            return Ok(());
-        }
-        let queue = Queue { card, stream };
-        let matrix = &program.matrices[product.matrix.0];
-        let (x, x_bytes) = self.operand(&queue, program, product, rows)?;
-        let (encoding, blocks) = weights(matrix).expect("programs are checked before they run");
-        let scale = matrix.scales.map_or(0, |scales| self.at(self.layout.vectors[scales.vector.0]));
-        let (x_stride, out_stride) = (self.stride(product.input), self.stride(product.output));
-        let out = self.changed(product.output) + 4 * product.first as u64;
-        for run in runs {
-            let at_once = if run.phase == Phase::Answer { MAX_DECODE_ROWS } else { run.rows.len() };
-            for first in run.rows.clone().step_by(at_once) {
-                let out = (out + 4 * (first as i64 * out_stride) as u64) as *mut f32;
-                let gemm = GemmParams {
-                    w: Weights {
-                        data: address as *const _,
-                        scale: scale as *const _,
-                        first_row: tile.rows.start as i32,
-                        ..blocks
-                    },
-                    x: (x + (first as i64 * x_stride) as u64 * x_bytes) as *const _,
-                    out,
-                    residual: if product.add { out } else { std::ptr::null() },
-                    bias: self.vector(product.bias),
-                    x_stride,
-                    out_stride,
-                    m: at_once.min(run.rows.end - first) as i32,
-                    n: tile.rows.len() as i32,
-                    k: matrix.cols as i32,
-                };
-                match run.phase {
-                    Phase::Answer => queue.launch(&gemm::decode(encoding, &gemm), &gemm)?,
-                    Phase::Prompt => {
-                        let params = PrefillParams {
-                            product: gemm,
-                            gather: std::ptr::null(),
-                            out16: std::ptr::null_mut(),
-                            out16_dtype: Dtype::DTYPE_F32,
-                        };
-                        queue.launch(&gemm_prefill::prefill(encoding, &params), &params)?;
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// The input of a product as its operands, made if need be: address, and bytes of an element.
-    fn operand(&mut self, queue: &Queue, program: &Program, product: &Product, rows: usize) -> Result<(u64, u64)> {
-        let dtype = operand(&program.matrices[product.matrix.0]);
-        let buffer = product.input;
-        if dtype == checkpoint::Dtype::F32 && product.scale == 1.0 {
-            return Ok((self.wide(buffer), 4));
-        }
-        let as_wanted = (dtype, product.scale.to_bits());
-        let at = self.at(self.room(buffer).operand.expect("the plan gives operands to what products read"));
-        if self.operands[buffer.0] != Some(as_wanted) {
-            queue.convert(&ConvertParams {
-                in_: self.wide(buffer) as *const _,
-                ids: std::ptr::null(),
-                out: at as *mut _,
-                in_stride: self.stride(buffer),
-                out_stride: self.stride(buffer),
-                rows: rows as i32,
-                cols: program.buffers[buffer.0] as i32,
-                in_dtype: Dtype::DTYPE_F32,
-                out_dtype: kernel_dtype(dtype),
-                scale: product.scale,
-            })?;
-            self.operands[buffer.0] = Some(as_wanted);
-        }
-        Ok((at, dtype.size() as u64))
     }
 
     fn norm(&self, norm: &Norm, x: u64, stride: i64, rows: usize, dim: usize) -> NormParams {
@@ -488,6 +407,25 @@ impl Steps {
             let (gain, bias) = (part(params.gain, head), part(params.bias, head));
             queue.norm(norm.kind, &NormParams { gain, bias, ..params })
         })
+    }
+
+    /// An append to a layer's cache, without what is appended.
+    fn append(&self, program: &Program, layer: usize, rows: usize) -> RopeParams {
+        let KvShape { heads, key_dim, value_dim } = program.kv[layer];
+        let cut = self.cut(Cut { heads, chunk: None });
+        let [keys, values] = self.layout.kv[layer].map(|at| self.at(at) as *mut _);
+        RopeParams {
+            keys,
+            values,
+            sequences: self.note(self.layout.notes.sequences[cut]) as *const Sequence,
+            row_sequence: self.note(self.layout.notes.row_sequence) as *const i32,
+            rows: rows as i32,
+            kv_heads: heads as i32,
+            dim: key_dim as i32,
+            v_dim: value_dim as i32,
+            cache_dtype: kernel_dtype(kv_dtype(program)),
+            ..RopeParams::default()
+        }
     }
 
     fn cut(&self, cut: Cut) -> usize {
@@ -552,20 +490,20 @@ impl Steps {
 }
 
 /// Where launches go.
-struct Queue<'a> {
-    card: &'a Card,
-    stream: &'a Stream,
+pub(super) struct Queue<'a> {
+    pub card: &'a Card,
+    pub stream: &'a Stream,
 }
 
 impl Queue<'_> {
-    fn launch<P: Copy>(&self, launch: &layerstream_kernels::launch::Launch, params: &P) -> Result<()> {
+    pub fn launch<P: Copy>(&self, launch: &layerstream_kernels::launch::Launch, params: &P) -> Result<()> {
         // SAFETY: the parameters of this kernel, as its function in `launch` takes them. Their addresses are places in the
         // GPU's memory that the plan has laid out for them in the sizes of a pass, which the engine has checked, and a tile
         // that stays where it is until it is reported as used. One stream orders all that touches them.
         unsafe { self.card.launch(self.stream, launch, params) }
     }
 
-    fn convert(&self, params: &ConvertParams) -> Result<()> {
+    pub fn convert(&self, params: &ConvertParams) -> Result<()> {
         self.launch(&convert::convert(params), params)
     }
 

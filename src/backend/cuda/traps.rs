@@ -18,6 +18,14 @@ pub enum Trap {
     KvUseBeforeCopy,
     /// Keys and values of another layer overwrite what is still being read.
     KvOverwriteBeforeUse,
+    /// What was chosen is looked at before it is there.
+    ChosenNotWaited,
+    /// What multiplies does not wait for the copy of an expert's tile.
+    ExpertUseBeforeCopy,
+    /// A copy does not wait until the expert's tile that it overwrites was used.
+    ExpertOverwriteBeforeUse,
+    /// The place of an expert's tile in host memory is given back before its copy has happened.
+    ExpertHostFreedEarly,
     /// A pass that was not completed gives tiles back without waiting for their copies and their uses.
     AbandonWithoutWaiting,
 }

@@ -109,6 +109,26 @@ impl F32x16 for Zmm {
     }
 
     #[inline(always)]
+    fn load_field(from: &[u8; 4 * LANES], shift: u32, mask: u32) -> Self {
+        Zmm(simd!({
+            let words = _mm512_loadu_si512(from.as_ptr().cast());
+            let moved = _mm512_srl_epi32(words, _mm_cvtsi32_si128(shift as i32));
+            _mm512_cvtepi32_ps(_mm512_and_si512(moved, _mm512_set1_epi32(mask as i32)))
+        }))
+    }
+
+    #[inline(always)]
+    fn load_nibbles(from: &[u8; LANES / 2], shifts: &[u32; LANES]) -> Self {
+        let [low, high] = halves(from);
+        Zmm(simd!({
+            let words =
+                _mm512_inserti64x4::<1>(_mm512_castsi256_si512(_mm256_set1_epi32(low)), _mm256_set1_epi32(high));
+            let moved = _mm512_srlv_epi32(words, _mm512_loadu_si512(shifts.as_ptr().cast()));
+            _mm512_cvtepi32_ps(_mm512_and_si512(moved, _mm512_set1_epi32(15)))
+        }))
+    }
+
+    #[inline(always)]
     fn half(bytes: [u8; 2]) -> f32 {
         simd!(_mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(u16::from_le_bytes(bytes))))))
     }
@@ -268,6 +288,25 @@ impl F32x16 for Ymm2 {
     }
 
     #[inline(always)]
+    fn load_field(from: &[u8; 4 * LANES], shift: u32, mask: u32) -> Self {
+        let p = from.as_ptr();
+        simd!(Ymm2(
+            field8(_mm256_loadu_si256(p.cast()), shift, mask),
+            field8(_mm256_loadu_si256(p.add(32).cast()), shift, mask)
+        ))
+    }
+
+    #[inline(always)]
+    fn load_nibbles(from: &[u8; LANES / 2], shifts: &[u32; LANES]) -> Self {
+        let ([low, high], p) = (halves(from), shifts.as_ptr());
+        simd!({
+            let low = _mm256_srlv_epi32(_mm256_set1_epi32(low), _mm256_loadu_si256(p.cast()));
+            let high = _mm256_srlv_epi32(_mm256_set1_epi32(high), _mm256_loadu_si256(p.add(8).cast()));
+            Ymm2(field8(low, 0, 15), field8(high, 0, 15))
+        })
+    }
+
+    #[inline(always)]
     fn half(bytes: [u8; 2]) -> f32 {
         simd!(_mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(u16::from_le_bytes(bytes))))))
     }
@@ -342,6 +381,21 @@ fn scale8(a: __m256, n: __m256) -> __m256 {
     let first = _mm256_slli_epi32::<23>(_mm256_add_epi32(half, bias));
     let second = _mm256_slli_epi32::<23>(_mm256_add_epi32(_mm256_sub_epi32(n, half), bias));
     _mm256_mul_ps(_mm256_mul_ps(a, _mm256_castsi256_ps(first)), _mm256_castsi256_ps(second))
+}
+
+/// `word >> shift & mask` as numbers.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn field8(words: __m256i, shift: u32, mask: u32) -> __m256 {
+    let moved = _mm256_srl_epi32(words, _mm_cvtsi32_si128(shift as i32));
+    _mm256_cvtepi32_ps(_mm256_and_si256(moved, _mm256_set1_epi32(mask as i32)))
+}
+
+/// Two little-endian words.
+#[inline(always)]
+fn halves(from: &[u8; LANES / 2]) -> [i32; 2] {
+    let (words, _) = from.as_chunks::<4>();
+    [i32::from_le_bytes(words[0]), i32::from_le_bytes(words[1])]
 }
 
 /// The last three levels of the tree of [`F32x16::sum`].

@@ -12,6 +12,7 @@ mod attention;
 mod elementwise;
 mod experts;
 mod gemm;
+mod recurrent;
 mod rope;
 mod sample;
 
@@ -158,6 +159,9 @@ pub fn ranges(launch: &Launch, bytes: &[u8], memory: &mut Memory) -> Result<Touc
         "rms_norm" | "rms_norm_heads" | "layer_norm" | "layer_norm_heads" => elementwise::norm(&params(bytes), t),
         "convert" => elementwise::convert(&params(bytes), t),
         "glu" => elementwise::glu(&params(bytes), t),
+        "activate" => elementwise::activate(&params(bytes), t),
+        "scale_rows" => elementwise::scale_rows(&params(bytes), t),
+        "gated_add" => elementwise::gated_add(&params(bytes), t),
         "peak_copy" | "peak_read" | "peak_mma" => elementwise::peak(launch, &params(bytes), t),
         "rope" => rope::rope(&params(bytes), t),
         "attention" => attention::naive(&params(bytes), t),
@@ -165,7 +169,11 @@ pub fn ranges(launch: &Launch, bytes: &[u8], memory: &mut Memory) -> Result<Touc
         _ if kernel.starts_with("attention_decode_") => attention::decode(&params(bytes), t),
         _ if kernel.starts_with("attention_prefill_") => attention::prefill(&params(bytes), t),
         _ if kernel.starts_with("gemm_prefill_") => gemm::prefill(kernel, &params(bytes), t),
+        _ if kernel.starts_with("gemm_transposed") => gemm::transposed(&params(bytes), t),
+        _ if kernel.starts_with("row_lengths_") => gemm::lengths(kernel, &params(bytes), t),
         _ if kernel.starts_with("gemm_") => gemm::decode(kernel, &params(bytes), t),
+        "convolve" => recurrent::convolve(&params(bytes), t),
+        _ if kernel.starts_with("delta_rule") => recurrent::delta_rule(&params(bytes), t),
         "route" => experts::route(&params(bytes), t),
         "expert_lists" => experts::lists(&params(bytes), t),
         "sum_experts" => experts::sum(&params(bytes), t),

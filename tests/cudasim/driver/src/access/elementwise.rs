@@ -1,7 +1,9 @@
 //! What the kernels that work row by row touch: norms, conversions, the middle of an MLP, and those that measure.
 
 use layerstream_kernels::launch::{Launch, peak};
-use layerstream_kernels::params::{ConvertParams, GluParams, NormParams, PeakParams};
+use layerstream_kernels::params::{
+    ActivateParams, ConvertParams, GatedAddParams, GluParams, NormParams, PeakParams, ScaleRowsParams,
+};
 
 use super::{Rows, Touch, size};
 
@@ -51,6 +53,25 @@ pub fn glu(p: &GluParams, t: &mut Touch) {
         t.read("up", p.up, Rows::of(p.rows, p.stride, dim, 4));
     }
     t.write("out", p.out, Rows::of(p.rows, p.out_stride, dim, size(p.out_dtype)));
+}
+
+pub fn activate(p: &ActivateParams, t: &mut Touch) {
+    let dim = i64::from(p.dim);
+    t.read("x", p.x, Rows::of(p.rows, p.stride, dim, 4));
+    t.write("out", p.out, Rows::of(p.rows, p.out_stride, dim, size(p.out_dtype)));
+}
+
+pub fn scale_rows(p: &ScaleRowsParams, t: &mut Touch) {
+    t.read("factors", p.factors, Rows::packed(p.rows, 1, 4));
+    t.write("x", p.x, Rows::of(p.rows, p.stride, p.n.into(), 4));
+}
+
+pub fn gated_add(p: &GatedAddParams, t: &mut Touch) {
+    let n = i64::from(p.n);
+    t.read("x", p.x, Rows::of(p.rows, p.stride, n, 4));
+    t.read_any("gate", p.gate, Rows::of(p.rows, p.gate_stride, 1, 4));
+    t.read_any("add", p.add, Rows::of(p.rows, p.out_stride, n, 4));
+    t.write("out", p.out, Rows::of(p.rows, p.out_stride, n, 4));
 }
 
 pub fn peak(launch: &Launch, p: &PeakParams, t: &mut Touch) {

@@ -14,7 +14,9 @@ pub fn route(p: &RouteParams, t: &mut Touch) {
 pub fn lists(p: &ExpertListsParams, t: &mut Touch) {
     let pairs = Rows::packed(p.rows, p.top_k.into(), 4);
     t.read("ids", p.ids, pairs);
+    t.read("weights", p.weights, pairs);
     t.write("row_ids", p.row_ids, pairs);
+    t.write("row_weights", p.row_weights, pairs);
     t.write("places", p.places, pairs);
     t.write("bounds", p.bounds, Rows::one((i64::from(p.experts) + 1) * 4));
 }
@@ -23,7 +25,7 @@ pub fn sum(p: &SumExpertsParams, t: &mut Touch) {
     let (pairs, dim) = (i64::from(p.rows) * i64::from(p.top_k), i64::from(p.dim));
     let ids = t.fetch("ids", p.ids, pairs);
     let places = t.fetch("places", p.places, pairs);
-    t.read("weights", p.weights, Rows::one(pairs * 4));
+    t.read_any("weights", p.weights, Rows::one(pairs * 4));
     for (expert, place) in ids.into_iter().zip(places) {
         if (p.first_expert..p.end_expert).contains(&expert) {
             let row = (p.y as u64).wrapping_add_signed(i64::from(place) * p.y_stride * 4);

@@ -1,12 +1,12 @@
 //! What matrix products touch: the tile's weights and their scales, activations, and columns of the result.
 
-use layerstream_kernels::params::{GemmParams, PrefillParams, Weights};
+use layerstream_kernels::params::{GemmParams, PrefillParams, RowLengthsParams, TransposedParams, Weights};
 
 use super::{Rows, Tile, Touch, size};
 
-/// The encoding in a kernel's name: `gemm_bf16_m8`, `gemm_prefill_nf4_simt`.
+/// The encoding in a kernel's name: `gemm_bf16_m8`, `gemm_prefill_nf4_simt`, `row_lengths_f32`.
 fn encoding(kernel: &str) -> &str {
-    let name = kernel.trim_start_matches("gemm_").trim_start_matches("prefill_");
+    let name = kernel.trim_start_matches("gemm_").trim_start_matches("prefill_").trim_start_matches("row_lengths_");
     name.split('_').next().unwrap_or(name)
 }
 
@@ -21,6 +21,7 @@ fn weights(encoding: &str, w: &Weights, n: i32, k: i32, t: &mut Touch) {
         "f32" => n * k * 4,
         "f16" | "bf16" => n * k * 2,
         "nf4" => (end + 1) / 2 - begin / 2,
+        "mxfp4" => n * k / 2,
         _ => n * k,
     };
     t.read("w.data", w.data, Rows::one(bytes));
@@ -31,6 +32,7 @@ fn weights(encoding: &str, w: &Weights, n: i32, k: i32, t: &mut Touch) {
     };
     match encoding {
         "int8" if w.block_shift < 0 => scales(first, first + n, 4),
+        "mxfp4" => scales(begin / 32, end / 32, 1),
         "int8" => scales(begin >> w.block_shift, ((end - 1) >> w.block_shift) + 1, 4),
         "fp8" => {
             let columns = ((k - 1) >> w.column_shift) + 1;
@@ -54,6 +56,10 @@ fn weights(encoding: &str, w: &Weights, n: i32, k: i32, t: &mut Touch) {
 fn product(encoding: &str, p: &GemmParams, t: &mut Touch) {
     weights(encoding, &p.w, p.n, p.k, t);
     t.vector("bias", &p.bias, p.w.first_row.into(), p.n.into());
+    if !p.lengths.is_null() {
+        let first = (p.lengths as u64).wrapping_add_signed(i64::from(p.w.first_row) * 4);
+        t.touch("lengths", first, Rows::packed(p.n, 1, 4), false);
+    }
     if !p.residual.is_null() {
         columns("residual", p.residual as u64, 4, false, p, t);
     }
@@ -92,4 +98,19 @@ pub fn prefill(kernel: &str, params: &PrefillParams, t: &mut Touch) {
     } else {
         columns("out16", params.out16 as u64, size(params.out16_dtype), true, p, t);
     }
+}
+
+pub fn lengths(kernel: &str, p: &RowLengthsParams, t: &mut Touch) {
+    weights(encoding(kernel), &p.w, p.n, p.k, t);
+    // No product: what it reads is read again by one.
+    t.tile = None;
+    let first = (p.lengths as u64).wrapping_add_signed(i64::from(p.w.first_row) * 4);
+    t.touch("lengths", first, Rows::packed(p.n, 1, 4), true);
+}
+
+pub fn transposed(p: &TransposedParams, t: &mut Touch) {
+    t.read("w", p.w, Rows::packed(p.k, p.n.into(), size(p.dtype)));
+    t.read("x", p.x, Rows::of(p.m, p.x_stride, p.k.into(), 4));
+    t.vector("bias", &p.bias, 0, p.n.into());
+    t.write("out", p.out, Rows::of(p.m, p.out_stride, p.n.into(), 4));
 }

@@ -7,16 +7,23 @@ use super::{Rows, Touch, size};
 pub fn rope(p: &RopeParams, t: &mut Touch) {
     let (dim, v_dim, pairs) = (i64::from(p.dim), i64::from(p.v_dim), i64::from(p.rotary_dim / 2));
     if p.rotary_dim > 0 {
-        t.read("cos", p.cos, Rows::packed(p.rows, pairs, 4));
-        t.read("sin", p.sin, Rows::packed(p.rows, pairs, 4));
-        t.write("q", p.q, Rows::of(p.rows, p.q_stride, i64::from(p.q_heads) * dim, 4));
+        // Both or neither: without them everything has turned already.
+        if !(p.cos.is_null() && p.sin.is_null()) {
+            t.read("cos", p.cos, Rows::packed(p.rows, pairs, 4));
+            t.read("sin", p.sin, Rows::packed(p.rows, pairs, 4));
+        }
+        if p.q_heads > 0 {
+            t.write("q", p.q, Rows::of(p.rows, p.q_stride, i64::from(p.q_heads) * dim, 4));
+        }
     }
     if p.kv_heads <= 0 {
         return;
     }
     let heads = i64::from(p.kv_heads);
     let hull = |stride: i32, width: i64| (heads - 1) * i64::from(stride) + width;
-    t.read("k", p.k, Rows::of(p.rows, p.k_stride, hull(p.k_head_stride, dim), 4));
+    // Of a key whose turning part lies elsewhere, only what comes before it.
+    let own = if p.k_shared.is_null() { dim } else { i64::from(p.rotary_start) };
+    t.read("k", p.k, Rows::of(p.rows, p.k_stride, hull(p.k_head_stride, own), 4));
     t.read("v", p.v, Rows::of(p.rows, p.v_stride, hull(p.v_head_stride, v_dim), 4));
     t.read_any("k_shared", p.k_shared, Rows::of(p.rows, p.k_shared_stride, p.rotary_dim.into(), 4));
 

@@ -1,0 +1,33 @@
+//! Launches of lengths.cu: the Euclidean lengths of rows of weights, in every encoding.
+
+use super::Launch;
+use super::gemm::Encoding;
+use crate::params::RowLengthsParams;
+
+/// One warp a row.
+pub fn row_lengths(encoding: Encoding, params: &RowLengthsParams) -> Launch {
+    let kernel = match encoding {
+        Encoding::F32 => "row_lengths_f32",
+        Encoding::F16 => "row_lengths_f16",
+        Encoding::Bf16 => "row_lengths_bf16",
+        Encoding::Int8 => "row_lengths_int8",
+        Encoding::Fp8 => "row_lengths_fp8",
+        Encoding::Nf4 => "row_lengths_nf4",
+        Encoding::Mxfp4 => "row_lengths_mxfp4",
+    };
+    Launch::linear(kernel, (params.n as usize).div_ceil(8), 256)
+}
+
+/// The naive twin: one thread a row.
+pub fn naive(encoding: Encoding, params: &RowLengthsParams) -> Launch {
+    let kernel = match encoding {
+        Encoding::F32 => "naive_row_lengths_f32",
+        Encoding::F16 => "naive_row_lengths_f16",
+        Encoding::Bf16 => "naive_row_lengths_bf16",
+        Encoding::Int8 => "naive_row_lengths_int8",
+        Encoding::Fp8 => "naive_row_lengths_fp8",
+        Encoding::Nf4 => "naive_row_lengths_nf4",
+        Encoding::Mxfp4 => "naive_row_lengths_mxfp4",
+    };
+    Launch::linear(kernel, (params.n as usize).div_ceil(128), 128)
+}

@@ -1,0 +1,68 @@
+//! Experts on demand: what a token reads, what memory saves on either side, and that neither changes a token.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::child::{Job, Outcome};
+use crate::parent::run;
+
+const LAYERS: u64 = 2;
+/// Bytes of one expert of one layer.
+const EXPERT: u64 = 3 * 256 * 512 * 2;
+/// Bytes of what every token uses: projections, router and head.
+const SHARED: u64 = LAYERS * (2 * 256 * 256 + 2 * 64 * 256 + 8 * 256) * 2 + 300 * 256 * 2;
+
+/// Mixtral in small, with random weights; `chosen` of eight experts for a token.
+pub fn synthetic(folder: &Path, chosen: u64) -> String {
+    let config = serde_json::json!({
+        "architectures": ["MixtralForCausalLM"], "hidden_act": "silu", "hidden_size": 256, "intermediate_size": 512,
+        "max_position_embeddings": 200_000, "num_attention_heads": 4, "num_experts_per_tok": chosen,
+        "num_hidden_layers": LAYERS, "num_key_value_heads": 1, "num_local_experts": 8, "rms_norm_eps": 1e-5,
+        "rope_theta": 1e6, "tie_word_embeddings": false, "torch_dtype": "bfloat16", "vocab_size": 300
+    });
+    let (file, model) = (folder.join("config.json"), folder.join("model"));
+    std::fs::write(&file, config.to_string()).unwrap();
+    let mut synth = Command::new(env!("CARGO_BIN_EXE_layerstream"));
+    let made = synth.args(["synth", "--config"]).arg(&file).arg("--out").arg(&model).output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    model.to_str().unwrap().into()
+}
+
+#[test]
+fn a_token_reads_the_shared_weights_and_its_experts() {
+    const TOKENS: u64 = 6;
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let base = Job {
+        model: synthetic(folder.path(), 2),
+        prompts: vec![vec![17]],
+        context: 24,
+        sequences: 1,
+        new_tokens: TOKENS as usize,
+        ..Job::default()
+    };
+    let jobs = [
+        // Little room on either side, more in memory, more on the GPU, and all there.
+        Job { vram: Some(2_000_000), ram: Some(4 << 20), ..base.clone() },
+        Job { vram: Some(2_000_000), ..base.clone() },
+        Job { vram: Some(9_000_000), ram: Some(4 << 20), ..base.clone() },
+        Job { ram: Some(4 << 20), ..base },
+    ];
+    let (outcomes, _) = run(&jobs, &[("SEED", "5")]).done();
+    let errors: Vec<_> = outcomes.iter().flat_map(|outcome| &outcome.errors).collect();
+    assert!(errors.is_empty(), "{errors:?}");
+    let chosen = LAYERS * 2 * EXPERT;
+    for outcome in &outcomes {
+        assert_eq!(outcome.tokens, outcomes[0].tokens, "memory changes tokens");
+        assert_eq!(outcome.experts_used, TOKENS * chosen);
+        let most = 1.05 * (TOKENS * (SHARED + chosen)) as f64;
+        assert!(outcome.read as f64 <= most, "{} bytes read where {most} are allowed", outcome.read);
+    }
+    let [little, memory, gpu, all] = &outcomes[..] else { panic!("four jobs") };
+    let misses = |outcome: &Outcome| outcome.experts_used - outcome.experts_hit;
+    assert!(little.experts_read > 2 * memory.experts_read, "memory saves nothing: {little:?}");
+    assert!(misses(gpu) < misses(little), "the GPU's memory saves nothing: {} and {}", misses(gpu), misses(little));
+    // Room for all, on either side: each that is used is read once.
+    for outcome in [memory, all] {
+        assert!(outcome.experts_read as f64 <= 1.05 * (LAYERS * 8 * EXPERT) as f64, "{}", outcome.experts_read);
+    }
+}

@@ -1,0 +1,267 @@
+//! Checkpoints that were quantised beforehand, made here in every form with random codes and factors, as their own tools
+//! store them. What they stand for is computed in float64 from the definition of the form, stored as float32, and run as an
+//! ordinary checkpoint; logits must agree, and not one bit may depend on the budget. A definition that is wrong in one thing
+//! must not agree.
+
+#[path = "quantized/forms.rs"]
+mod forms;
+#[allow(dead_code, reason = "the cases that are carried are run elsewhere")]
+mod reference;
+
+use std::fs;
+use std::path::Path;
+
+use layerstream::{GenerateOptions, Model, Options, Outline};
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+use serde_json::{Value, json};
+
+use forms::{Fault, Form, Random, Stored, forms};
+use reference::{GATE, logits, nmse, prompts};
+
+const HIDDEN: usize = 64;
+const INNER: usize = 160;
+const VOCAB: usize = 96;
+
+/// The projections of a layer: rows and columns.
+const PROJECTIONS: [(&str, usize, usize); 7] = [
+    ("self_attn.q_proj", HIDDEN, HIDDEN),
+    ("self_attn.k_proj", HIDDEN / 2, HIDDEN),
+    ("self_attn.v_proj", HIDDEN / 2, HIDDEN),
+    ("self_attn.o_proj", HIDDEN, HIDDEN),
+    ("mlp.gate_proj", INNER, HIDDEN),
+    ("mlp.up_proj", INNER, HIDDEN),
+    ("mlp.down_proj", HIDDEN, INNER),
+];
+
+fn config(quantization: &Value) -> Value {
+    json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN, "intermediate_size": INNER,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2, "vocab_size": VOCAB,
+        "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu",
+        "tie_word_embeddings": false, "quantization_config": quantization,
+    })
+}
+
+fn write(dir: &Path, tensors: &[Stored], config: &Value) {
+    let views = tensors.iter().map(|t| (t.name.clone(), TensorView::new(t.dtype, t.shape.clone(), &t.bytes).unwrap()));
+    safetensors::serialize_to_file(views, None, &dir.join("model.safetensors")).unwrap();
+    fs::write(dir.join("config.json"), config.to_string()).unwrap();
+}
+
+fn floats(name: &str, shape: &[usize], values: impl IntoIterator<Item = f32>) -> Stored {
+    let bytes: Vec<u8> = values.into_iter().flat_map(f32::to_le_bytes).collect();
+    Stored { name: name.into(), dtype: Dtype::F32, shape: shape.to_vec(), bytes }
+}
+
+/// The model in this form, and the same in float32; its second layer's first projection is left as it was. Returns the
+/// former's tensors and configuration.
+fn make(form: &Form, fault: Option<Fault>, quantised: &Path, plain: &Path) -> (Vec<Stored>, Value) {
+    let mut random = Random(7);
+    let mut both = vec![
+        floats("model.embed_tokens.weight", &[VOCAB, HIDDEN], random.numbers(VOCAB * HIDDEN)),
+        floats("lm_head.weight", &[VOCAB, HIDDEN], random.numbers(VOCAB * HIDDEN)),
+        floats("model.norm.weight", &[HIDDEN], vec![1.0; HIDDEN]),
+    ];
+    let (mut codes, mut decoded) = (Vec::new(), Vec::new());
+    for layer in 0..2 {
+        let at = format!("model.layers.{layer}");
+        for norm in ["input_layernorm", "post_attention_layernorm"] {
+            both.push(floats(&format!("{at}.{norm}.weight"), &[HIDDEN], vec![1.0; HIDDEN]));
+        }
+        for (name, rows, cols) in PROJECTIONS {
+            let stem = format!("{at}.{name}");
+            if (layer, name) == (1, "self_attn.q_proj") {
+                let values = random.numbers(rows * cols);
+                both.push(floats(&format!("{stem}.weight"), &[rows, cols], values.iter().map(|x| x / 8.0)));
+                continue;
+            }
+            let (tensors, values) = form.matrix(&stem, rows, cols, fault, &mut random);
+            codes.extend(tensors);
+            decoded.push(floats(&format!("{stem}.weight"), &[rows, cols], values.iter().map(|x| *x as f32)));
+        }
+    }
+    write(plain, &[both.clone(), decoded].concat(), &config(&Value::Null));
+    let (tensors, config) = ([both, codes].concat(), config(&form.config));
+    write(quantised, &tensors, &config);
+    (tensors, config)
+}
+
+fn options(ram: u64) -> Options {
+    Options { ram: Some(ram), context: Some(64), all_logits: true, ..Options::default() }
+}
+
+fn run(dir: &Path, ram: u64) -> Vec<Vec<f32>> {
+    let mut model = Model::open(dir, &options(ram)).unwrap_or_else(|error| panic!("{error}"));
+    // Prompts of one, a few and many tokens take different ways through the kernels.
+    [1, 5, 37].map(|len| logits(&mut model, &(0..len).map(|i| i * 29 % VOCAB as u32).collect::<Vec<_>>())).to_vec()
+}
+
+/// The least budget, in bytes.
+fn floor(dir: &Path) -> u64 {
+    let text = Outline::new(dir, &options(1)).err().expect("one byte is not enough").to_string();
+    let mib = text.split("at least ").nth(1).and_then(|rest| rest.split(' ').next()).expect("a floor");
+    mib.parse::<u64>().unwrap() << 20
+}
+
+fn error_of(form: &Form, fault: Option<Fault>) -> f64 {
+    let (quantised, plain) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    make(form, fault, quantised.path(), plain.path());
+    let found = run(quantised.path(), 1 << 30);
+    if fault.is_none() {
+        let floor = floor(quantised.path());
+        for ram in [floor, floor + (1 << 20)] {
+            let again = run(quantised.path(), ram);
+            let same = found.iter().zip(&again).all(|(a, b)| a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits()));
+            assert!(same, "{}: bits differ at a budget of {ram}", form.name);
+        }
+    }
+    let expected = run(plain.path(), 1 << 30);
+    found.iter().zip(&expected).map(|(found, expected)| nmse(found, expected)).fold(0.0, f64::max)
+}
+
+#[test]
+fn every_form_is_what_it_says() {
+    for form in forms() {
+        let error = error_of(&form, None);
+        println!("{}: NMSE {error:e}", form.name);
+        assert!(error <= 1e-9, "{}: NMSE {error:e}", form.name);
+    }
+}
+
+#[test]
+fn a_wrong_definition_is_noticed() {
+    for form in forms() {
+        for fault in form.faults {
+            let error = error_of(&form, Some(*fault));
+            // Far from what passes, even where a step of one is the least there is in 256.
+            assert!(error > 100.0 * GATE, "{}: {fault:?} gives an NMSE of {error:e} only", form.name);
+        }
+    }
+}
+
+/// Cases of the larger collection, written by the tools themselves where these could be had.
+const PUBLISHED: [&str; 12] = [
+    "bnb_nf4",
+    "bnb_nf4_double",
+    "bnb_fp4",
+    "bnb_int8",
+    "gptq_int4",
+    "gptq_int4_actorder",
+    "awq_int4_gemm",
+    "ct_pack_int4_sym",
+    "ct_pack_int4_asym",
+    "ct_int8_channel",
+    "ct_fp8_channel",
+    "ct_fp8_tensor",
+];
+
+#[test]
+fn published_forms_agree_with_their_references() {
+    for name in PUBLISHED {
+        let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/golden").join(name);
+        if !case.exists() {
+            println!("SKIPPED: the larger collection of golden cases, with {name}, is not here");
+            continue;
+        }
+        let prompts = prompts(&case);
+        let open = |ram| Model::open(&case, &Options { context: Some(192), ..options(ram) }).unwrap();
+        let floor = floor(&case);
+        let mut first: Option<Vec<Vec<u32>>> = None;
+        for ram in [1 << 30, floor + (1 << 20), floor + (2 << 20)] {
+            let mut model = open(ram);
+            let found: Vec<_> = prompts.iter().map(|prompt| logits(&mut model, &prompt.ids)).collect();
+            for (found, prompt) in found.iter().zip(&prompts) {
+                let error = nmse(found, &prompt.logits);
+                assert!(error <= GATE, "{name}: NMSE {error:e} at a budget of {ram}");
+            }
+            let bits: Vec<Vec<u32>> = found.iter().map(|row| row.iter().map(|x| x.to_bits()).collect()).collect();
+            assert!(first.get_or_insert_with(|| bits.clone()) == &bits, "{name}: bits differ at a budget of {ram}");
+        }
+        let mut model = open(1 << 30);
+        let greedy = GenerateOptions { max_new_tokens: 12, ..GenerateOptions::default() };
+        for prompt in &prompts {
+            let outputs = model.generate(vec![prompt.ids.clone()], &greedy).unwrap().outputs().unwrap();
+            assert_eq!(outputs[0].ids, prompt.greedy, "{name}");
+        }
+    }
+}
+
+fn refused(form: &Form, change: impl Fn(&mut Vec<Stored>, &mut Value), parts: &[&str]) {
+    let (quantised, plain) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (mut tensors, mut config) = make(form, None, quantised.path(), plain.path());
+    change(&mut tensors, &mut config);
+    write(quantised.path(), &tensors, &config);
+    let error = match Model::open(quantised.path(), &options(1 << 30)) {
+        Err(error) => error,
+        Ok(mut model) => model.logits(&[1], |_| Ok(())).expect_err("should be refused"),
+    };
+    let text = error.to_string();
+    for part in parts {
+        assert!(text.contains(part), "{}: `{part}` is not in: {text}", form.name);
+    }
+}
+
+/// A tensor of the first layer's first projection.
+fn tensor<'a>(tensors: &'a mut [Stored], ending: &str) -> &'a mut Stored {
+    let name = format!("model.layers.0.self_attn.q_proj.{ending}");
+    tensors.iter_mut().find(|tensor| tensor.name == name).expect("a tensor of that name")
+}
+
+#[test]
+fn what_contradicts_is_named() {
+    let all = forms();
+    let form = |name: &str| all.iter().find(|form| form.name == name).expect("a form of that name");
+    let shape = |ending: &'static str, shape: &'static [usize]| {
+        move |tensors: &mut Vec<Stored>, _: &mut Value| {
+            let tensor = tensor(tensors, ending);
+            tensor.bytes.resize(
+                tensor.bytes.len() / tensor.shape.iter().product::<usize>() * shape.iter().product::<usize>(),
+                0,
+            );
+            tensor.shape = shape.to_vec();
+        }
+    };
+    let gptq = form("gptq, 4 bits, groups of 32");
+    refused(gptq, shape("qweight", &[16, 64]), &["q_proj.qweight", "[16, 64]", "[8, 64]"]);
+    refused(gptq, shape("scales", &[4, 64]), &["q_proj.scales", "[4, 64]", "[2, 64]"]);
+    refused(gptq, shape("qzeros", &[2, 64]), &["q_proj.qzeros", "[2, 64]", "[2, 8]"]);
+    let ordered = form("gptq in any order");
+    let outside = |tensors: &mut Vec<Stored>, _: &mut Value| tensor(tensors, "g_idx").bytes[20] = 2;
+    refused(ordered, outside, &["q_proj.g_idx", "column 5", "group 2"]);
+    let negative = |tensors: &mut Vec<Stored>, _: &mut Value| tensor(tensors, "g_idx").bytes[20..24].fill(0xff);
+    refused(ordered, negative, &["q_proj.g_idx", "column 5"]);
+    let without = |tensors: &mut Vec<Stored>, _: &mut Value| tensors.retain(|t| !t.name.ends_with("q_proj.g_idx"));
+    refused(ordered, without, &["q_proj.g_idx", "is missing"]);
+    refused(form("awq, groups of 32"), shape("qweight", &[64, 16]), &["q_proj.qweight", "[64, 16]", "[64, 8]"]);
+    let nf4 = form("nf4, blocks of 64");
+    let state = |text: &'static str| {
+        move |tensors: &mut Vec<Stored>, _: &mut Value| {
+            let tensor = tensor(tensors, "weight.quant_state.bitsandbytes__nf4");
+            (tensor.bytes, tensor.shape) = (text.into(), vec![text.len()]);
+        }
+    };
+    refused(nf4, state(r#"{"blocksize": 64, "shape": [64, 128]}"#), &["quant_state", "[64, 128]", "[64, 64]"]);
+    refused(nf4, state(r#"{"blocksize": 0, "shape": [64, 64]}"#), &["quant_state", "impossible"]);
+    refused(nf4, state(r#"{"blocksize": 24, "shape": [64, 64]}"#), &["blocks of 24", "not supported"]);
+    refused(nf4, state("nonsense"), &["quant_state", "is no state"]);
+    refused(nf4, shape("weight.absmax", &[65]), &["weight.absmax", "[65]", "[64]"]);
+    refused(nf4, shape("weight", &[2047, 1]), &["q_proj.weight", "2047 bytes", "64 × 64"]);
+    let map = |tensors: &mut Vec<Stored>, _: &mut Value| tensor(tensors, "weight.quant_map").bytes[3] = 0x3f;
+    refused(nf4, map, &["quant_map", "not supported"]);
+    let int8 = form("llm.int8");
+    let format = |tensors: &mut Vec<Stored>, _: &mut Value| tensor(tensors, "weight_format").bytes[0] = 1;
+    refused(int8, format, &["weight_format", "not supported"]);
+    refused(int8, shape("SCB", &[32]), &["q_proj.SCB", "[32]", "[64]"]);
+    let packed = form("packed, 4 bits, groups of 32, zeros");
+    refused(packed, shape("weight_packed", &[64, 16]), &["q_proj.weight_packed", "[64, 16]", "[64, 8]"]);
+    refused(packed, shape("weight_zero_point", &[8, 4]), &["weight_zero_point", "[8, 4]", "[8, 2]"]);
+    let says = |tensors: &mut Vec<Stored>, _: &mut Value| tensor(tensors, "weight_shape").bytes[0] = 63;
+    refused(packed, says, &["weight_shape", "[63, 64]", "[64, 64]"]);
+    let order = |tensors: &mut Vec<Stored>, _: &mut Value| {
+        let bytes = vec![0; 4 * 64];
+        let name = "model.layers.0.self_attn.q_proj.weight_g_idx".into();
+        tensors.push(Stored { name, dtype: Dtype::I32, shape: vec![64], bytes });
+    };
+    refused(packed, order, &["weight_g_idx", "not supported"]);
+}
