@@ -4,6 +4,7 @@
 use std::fmt;
 
 use crate::checkpoint::Dtype;
+pub use crate::checkpoint::Packed;
 
 /// How the numbers of one stored row follow each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -49,11 +50,13 @@ pub enum Encoding {
     /// AWQ: of a matrix that is stored as its transpose, words of 32 bits with the weights of one input for eight outputs: from
     /// the lowest bits up those of output 0, 2, 4, 6, 1, 3, 5, 7.
     Awq4,
+    /// As `layerstream pack` writes them, every row with its own factors.
+    Packed(Packed),
 }
 
 impl Encoding {
     /// Those that rows of outputs can be stored in.
-    pub const ALL: [Encoding; 15] = [
+    pub const ALL: [Encoding; 18] = [
         Encoding::F32,
         Encoding::F16,
         Encoding::Bf16,
@@ -69,6 +72,9 @@ impl Encoding {
         Encoding::Offset4,
         Encoding::Nf4,
         Encoding::Fp4,
+        Encoding::Packed(Packed::KINDS[0]),
+        Encoding::Packed(Packed::KINDS[1]),
+        Encoding::Packed(Packed::KINDS[2]),
     ];
 
     /// What tensors of this type are made of; `None` for those that no matrix can be.
@@ -84,11 +90,12 @@ impl Encoding {
             Dtype::Q4K => Encoding::Q4K,
             Dtype::Q5K => Encoding::Q5K,
             Dtype::Q6K => Encoding::Q6K,
+            Dtype::Packed(packed) => Encoding::Packed(packed),
             _ => return None,
         })
     }
 
-    /// Numbers in a block, and its bytes. A row is made of whole blocks.
+    /// Numbers in a block, and its bytes. A row is made of whole blocks, unless it is packed.
     const fn block(self) -> (usize, usize) {
         match self {
             Encoding::F32 => Dtype::F32,
@@ -106,6 +113,8 @@ impl Encoding {
             Encoding::Offset4 | Encoding::Nf4 | Encoding::Fp4 => return (2, 1),
             Encoding::Gptq4 | Encoding::Gptq8 => return (1, 4),
             Encoding::Awq4 => return (8, 4),
+            // Any number of them makes a row.
+            Encoding::Packed(packed) => return (1, packed.row_bytes(1)),
         }
         .block()
     }
@@ -115,10 +124,18 @@ impl Encoding {
         self.block().0
     }
 
-    /// Bytes of so many numbers, which are whole blocks.
+    /// Bytes of so many numbers, which are whole blocks; of a packed encoding, those of one row.
     pub const fn bytes(self, numbers: usize) -> usize {
+        if let Encoding::Packed(packed) = self {
+            return packed.row_bytes(numbers);
+        }
         let (block, bytes) = self.block();
         numbers / block * bytes
+    }
+
+    /// Whether numbers are decoded many at a time, which takes more than to multiply with them.
+    pub fn by_blocks(self) -> bool {
+        self.multiple() > 1 || matches!(self, Encoding::Packed(_))
     }
 
     /// Whether every number stands for itself, without a factor that is stored elsewhere.
@@ -158,6 +175,7 @@ impl Encoding {
             Encoding::Gptq4 => "gptq_int4",
             Encoding::Gptq8 => "gptq_int8",
             Encoding::Awq4 => "awq_int4",
+            Encoding::Packed(packed) => packed.name(),
         }
     }
 }
@@ -201,3 +219,36 @@ pub const FP4: [f32; 16] = {
     }
     numbers
 };
+
+/// What the 256 codes of a scale stand for, rising: the signed dynamic map of bitsandbytes (Dettmers et al., 2022,
+/// arXiv:2110.02861). For each power of ten from 10⁻⁶ to 1 there are twice as many numbers as for the one before, halfway
+/// between points that divide the stretch from its tenth to itself evenly; and zero, and one.
+pub const fn scale_map() -> [f32; 256] {
+    let mut map = [0.0; 256];
+    let powers = [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0];
+    // The negative ones first, largest power first; zero is in their middle, one at the end.
+    let (mut below, mut above) = (126, 128);
+    let mut exponent = 0;
+    while exponent < 7 {
+        let parts = 1 << exponent;
+        let mut i = 0;
+        while i < parts {
+            let number = powers[exponent] * ((point(i, parts) + point(i + 1, parts)) / 2.0);
+            map[above] = number;
+            map[below] = -number;
+            above += 1;
+            below = below.saturating_sub(1);
+            i += 1;
+        }
+        exponent += 1;
+    }
+    map[255] = 1.0;
+    map
+}
+
+/// Point `i` of those that divide [0.1, 1] into so many parts, counted from the nearer end and rounded once, as PyTorch does.
+const fn point(i: usize, parts: usize) -> f32 {
+    let step = ((1.0 - 0.1f32) / parts as f32) as f64;
+    let point = if i < parts.div_ceil(2) { 0.1f32 as f64 + step * i as f64 } else { 1.0 - step * (parts - i) as f64 };
+    point as f32
+}

@@ -38,6 +38,8 @@ pub mod hub;
 mod kv;
 pub mod memory;
 mod model;
+#[cfg(feature = "cli")]
+mod pack;
 mod pass;
 pub mod plan;
 #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "lanes of copies are for GPUs"))]

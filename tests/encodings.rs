@@ -3,7 +3,7 @@
 //! the matrix is cut.
 
 use layerstream::backend::cpu::{Columns, Cpu, Finish, Isa, Scales, Tile};
-use layerstream::encoding::{Encoding, FP4, NF4};
+use layerstream::encoding::{Encoding, FP4, NF4, Packed, scale_map};
 
 /// SplitMix64.
 struct Random(u64);
@@ -44,9 +44,10 @@ fn e2m1(bits: u8) -> f32 {
     if bits & 8 != 0 { -magnitude } else { magnitude }
 }
 
-/// The numbers of some rows, before factors.
-fn decode(encoding: Encoding, bytes: &[u8]) -> Vec<f32> {
+/// The numbers of some rows of `k`, before factors.
+fn decode(encoding: Encoding, bytes: &[u8], k: usize) -> Vec<f32> {
     match encoding {
+        Encoding::Packed(packed) => bytes.chunks(encoding.bytes(k)).flat_map(|row| unpack(packed, row, k)).collect(),
         Encoding::F32 => bytes.chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect(),
         Encoding::F16 => bytes.chunks(2).map(|b| half::f16::from_le_bytes(b.try_into().unwrap()).to_f32()).collect(),
         Encoding::Bf16 => bytes.chunks(2).map(|b| half::bf16::from_le_bytes(b.try_into().unwrap()).to_f32()).collect(),
@@ -64,6 +65,35 @@ fn decode(encoding: Encoding, bytes: &[u8]) -> Vec<f32> {
         Encoding::Fp4 => bytes.iter().flat_map(|b| [b >> 4, b & 15].map(|code| FP4[usize::from(code)])).collect(),
         other => panic!("{other} is tested in tests/cpu_kernels/grouped.rs"),
     }
+}
+
+/// A packed row: codes for whole blocks of 64 numbers, then scales.
+fn unpack(packed: Packed, row: &[u8], k: usize) -> Vec<f32> {
+    let float = |at: usize| f32::from_le_bytes(row[at..at + 4].try_into().unwrap());
+    let padded = k.next_multiple_of(64);
+    let nf4 = |i: usize| NF4[usize::from(if i % 2 == 0 { row[i / 2] >> 4 } else { row[i / 2] & 15 })];
+    let number = |i: usize| match packed {
+        Packed::Int8 { block } => row[i] as i8 as f32 * float(padded + i / usize::from(block) * 4),
+        Packed::Nf4 { double: false } => nf4(i) * float(padded / 2 + i / 64 * 4),
+        Packed::Nf4 { double: true } => {
+            let scales = k.div_ceil(64);
+            let outer = padded / 2 + scales.next_multiple_of(4);
+            let offset = float(outer + scales.div_ceil(256) * 4);
+            nf4(i) * (scale_map()[usize::from(row[padded / 2 + i / 64])] * float(outer + i / 64 / 256 * 4) + offset)
+        }
+    };
+    (0..k).map(number).collect()
+}
+
+/// Random bytes of one packed row, with scales of ordinary size. What pads it is not zero.
+fn random_row(packed: Packed, random: &mut Random, k: usize) -> Vec<u8> {
+    let mut row = random.bytes(packed.row_bytes(k));
+    let from = packed.code_bytes(k)
+        + if packed == (Packed::Nf4 { double: true }) { k.div_ceil(64).next_multiple_of(4) } else { 0 };
+    for scale in row[from..].chunks_exact_mut(4) {
+        scale.copy_from_slice(&(random.numbers(1)[0] / 16.0).to_le_bytes());
+    }
+    row
 }
 
 fn half_at(block: &[u8], at: usize) -> f32 {
@@ -115,8 +145,10 @@ fn q6_k(block: &[u8]) -> Vec<f32> {
 }
 
 /// Random bytes of rows whose numbers are finite and of ordinary size.
-fn random_rows(encoding: Encoding, random: &mut Random, numbers: usize) -> Vec<u8> {
+fn random_rows(encoding: Encoding, random: &mut Random, rows: usize, k: usize) -> Vec<u8> {
+    let numbers = rows * k;
     match encoding {
+        Encoding::Packed(packed) => (0..rows).flat_map(|_| random_row(packed, random, k)).collect(),
         Encoding::F32 => random.numbers(numbers).iter().flat_map(|x| x.to_le_bytes()).collect(),
         Encoding::F16 => random.numbers(numbers).iter().flat_map(|x| half::f16::from_f32(*x).to_le_bytes()).collect(),
         Encoding::Bf16 => random.numbers(numbers).iter().flat_map(|x| half::bf16::from_f32(*x).to_le_bytes()).collect(),
@@ -158,8 +190,8 @@ struct Matrix {
 
 impl Matrix {
     fn random(random: &mut Random, encoding: Encoding, rows: usize, k: usize, block: (usize, usize)) -> Matrix {
-        let body = random_rows(encoding, random, rows * k);
-        let mut values = decode(encoding, &body);
+        let body = random_rows(encoding, random, rows, k);
+        let mut values = decode(encoding, &body, k);
         let (mut factors, mut zeros) = (Vec::new(), Vec::new());
         if !encoding.is_complete() {
             let across = k.div_ceil(block.1);
@@ -274,11 +306,50 @@ fn rows_are_decoded_for_gathers() {
     let mut random = Random(3);
     for cpu in cpus() {
         for encoding in Encoding::ALL.into_iter().filter(|encoding| encoding.is_complete()) {
-            let bytes = random_rows(encoding, &mut random, 4 * 256);
-            let expected = decode(encoding, &bytes);
+            let bytes = random_rows(encoding, &mut random, 1, 4 * 256);
+            let expected = decode(encoding, &bytes, 4 * 256);
             let mut out = vec![f32::NAN; expected.len()];
             cpu.widen(&bytes, encoding, &mut out);
             assert!(out.iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits()), "{encoding}, {}", cpu.isa());
         }
     }
+}
+
+/// Codes and what they stand for, from a checkpoint that bitsandbytes wrote.
+const SCALES_OF_BITSANDBYTES: [(usize, f32); 28] = [
+    (0, -0.99296874),
+    (1, -0.9789063),
+    (2, -0.96484375),
+    (17, -0.75390625),
+    (40, -0.43046874),
+    (64, -0.09859375),
+    (77, -0.06203125),
+    (96, -0.00971875),
+    (111, -0.0012812499),
+    (119, -0.00015625001),
+    (124, -7.75e-06),
+    (126, -5.5000004e-07),
+    (127, 0.0),
+    (128, 5.5000004e-07),
+    (129, 3.2500002e-06),
+    (131, 2.1249998e-05),
+    (140, 0.00071875006),
+    (150, 0.0052187503),
+    (163, 0.02265625),
+    (177, 0.06203125),
+    (190, 0.09859375),
+    (191, 0.107031256),
+    (192, 0.12109375),
+    (200, 0.23359375),
+    (213, 0.41640624),
+    (231, 0.6695312),
+    (254, 0.99296874),
+    (255, 1.0),
+];
+
+#[test]
+fn the_map_of_scales_is_that_of_bitsandbytes() {
+    let map = scale_map();
+    assert!(map.is_sorted());
+    assert_eq!(SCALES_OF_BITSANDBYTES.map(|(code, _)| map[code]), SCALES_OF_BITSANDBYTES.map(|(_, number)| number));
 }

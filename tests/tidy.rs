@@ -43,6 +43,7 @@ const ORDER: [&str; 24] = [
     "generate",
     "defaults",
     "synth",
+    "pack",
     "model",
     "eval",
     "cli",

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use super::Packed;
+
 /// How the numbers of a tensor are stored. The names are those of the safetensors format (0.8), less its types of
 /// under a byte (`F4`, `F6_E2M3`, `F6_E3M2`), which no model supported here is stored in: they are refused by name. The
 /// last five are found in GGUF files only: blocks of numbers with scales among them (see [`crate::encoding::Encoding`]).
@@ -33,6 +35,8 @@ pub enum Dtype {
     Q4K,
     Q5K,
     Q6K,
+    /// Found in what `layerstream pack` wrote: [`crate::checkpoint::Tensor`] has the shape of the numbers.
+    Packed(Packed),
 }
 
 impl Dtype {
@@ -59,7 +63,8 @@ impl Dtype {
         Dtype::C64,
     ];
 
-    /// Elements that are stored together, and their bytes: one, except in GGUF's blocks.
+    /// Elements that are stored together, and their bytes: one, except in GGUF's blocks. Of packed types, of which rows
+    /// alone have a length, the unit of that: a byte.
     pub const fn block(self) -> (usize, usize) {
         match self {
             Dtype::Bool | Dtype::U8 | Dtype::I8 => (1, 1),
@@ -72,6 +77,7 @@ impl Dtype {
             Dtype::Q4K => (256, 144),
             Dtype::Q5K => (256, 176),
             Dtype::Q6K => (256, 210),
+            Dtype::Packed(_) => (1, 1),
         }
     }
 
@@ -107,6 +113,7 @@ impl Dtype {
             Dtype::Q4K => "Q4_K",
             Dtype::Q5K => "Q5_K",
             Dtype::Q6K => "Q6_K",
+            Dtype::Packed(packed) => packed.name(),
         }
     }
 

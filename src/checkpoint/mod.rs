@@ -10,6 +10,7 @@ mod gguf;
 mod index;
 mod locate;
 mod metadata;
+mod packed;
 mod pickle;
 mod safetensors;
 mod side;
@@ -29,6 +30,8 @@ pub use gguf::{GgufHeader, parse_gguf};
 #[doc(hidden)]
 pub use index::parse_index;
 pub use metadata::Metadata;
+pub use packed::Packed;
+pub(crate) use packed::{BLOCK, METADATA, NESTED, Stored};
 #[doc(hidden)]
 pub use pickle::{PickledTensor, parse_pickle};
 #[doc(hidden)]
@@ -65,6 +68,13 @@ pub struct Tensor {
     pub span: Span,
     /// Of a matrix: it lies column after column, as PyTorch saves a transposed view.
     pub transposed: bool,
+}
+
+impl Tensor {
+    /// Whether it is packed, and has this name in its file.
+    fn is_packed_as(&self, name: &str) -> bool {
+        matches!(self.dtype, Dtype::Packed(packed) if packed::plain_name(name, packed) == Some(&self.name))
+    }
 }
 
 /// One file of a checkpoint.
@@ -155,7 +165,9 @@ impl Checkpoint {
     /// The index says that `name` is in the shard `said`; refuses anything else.
     fn check_place(&self, name: &str, said: u32) -> Result<()> {
         let shard = |id: u32| self.files[id as usize].path.file_name().unwrap_or_default().display();
-        let problem = match self.get(name) {
+        // An index has the names that are in the files.
+        let unpacked = || Some(self.get(name.rsplit_once('.')?.0)?).filter(|t| t.is_packed_as(name));
+        let problem = match self.get(name).or_else(unpacked) {
             Some(t) if t.span.file.0 == said => return Ok(()),
             Some(t) => format!("the index says that it is in {}, but it is in {}", shard(said), shard(t.span.file.0)),
             None => format!("the index says that it is in {}, which does not hold it", shard(said)),

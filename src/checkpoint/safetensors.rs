@@ -10,15 +10,17 @@
 //! result, and writers that align tensors leave such holes. Overlapping tensors are refused.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use serde::Deserialize;
-use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde_json::Value;
 
 use super::side::open_file;
 use super::words::{LFS_POINTER, checkpoint_error, excerpt, first_repeated, json_problem, order_by_name, tensor_error};
-use super::{Dtype, FileId, Span, Tensor};
+use super::{Dtype, FileId, METADATA, Span, Stored, Tensor};
 use crate::error::{Error, Result};
 
 /// Bytes of the header's length, which opens the file.
@@ -88,8 +90,13 @@ fn header_len(path: &Path, prefix: [u8; 8], file_len: u64) -> Result<usize> {
 fn parse(path: &Path, header: &[u8], file_len: u64, file: FileId) -> Result<Vec<Tensor>> {
     let data_start = PREFIX + header.len() as u64;
     let mut tensors = Vec::new();
-    for (name, entry) in parse_json(path, header)? {
-        tensors.push(check_entry(path, name, entry, data_start, file)?);
+    let (entries, packed) = parse_json(path, header)?;
+    for (name, entry) in entries {
+        let mut tensor = check_entry(path, name, entry, data_start, file)?;
+        if let Some(stored) = packed.get(&tensor.name) {
+            stored.apply(path, &mut tensor)?;
+        }
+        tensors.push(tensor);
     }
     if let Some((first, _)) = first_repeated(&tensors, &order_by_name(&tensors)) {
         return Err(tensor_error(path, &first.name, "comes twice in the header"));
@@ -150,7 +157,9 @@ fn check_ranges(path: &Path, tensors: &[Tensor], data_start: u64, file_len: u64)
     Ok(())
 }
 
-fn parse_json<'h>(path: &Path, header: &'h [u8]) -> Result<Vec<(String, Entry<'h>)>> {
+/// The tensors, and which of them are packed.
+#[expect(clippy::type_complexity, reason = "a pair of lists by name")]
+fn parse_json<'h>(path: &Path, header: &'h [u8]) -> Result<(Vec<(String, Entry<'h>)>, HashMap<String, Stored>)> {
     let text = std::str::from_utf8(header).map_err(|e| {
         let at = PREFIX + e.valid_up_to() as u64;
         checkpoint_error(
@@ -158,16 +167,24 @@ fn parse_json<'h>(path: &Path, header: &'h [u8]) -> Result<Vec<(String, Entry<'h
             format!("its header is not UTF-8 (byte {at} of the file): not a safetensors file, or damaged"),
         )
     })?;
-    let mut culprit = None;
+    let (mut culprit, mut metadata) = (None, Value::Null);
     let mut json = serde_json::Deserializer::from_str(text);
-    let parsed = Entries { culprit: &mut culprit }.deserialize(&mut json).and_then(|found| json.end().map(|()| found));
-    parsed.map_err(|e| {
+    let entries = Entries { culprit: &mut culprit, metadata: &mut metadata };
+    let parsed = entries.deserialize(&mut json).and_then(|found| json.end().map(|()| found));
+    let parsed = parsed.map_err(|e| {
         let problem = json_problem(&e);
         match &culprit {
             Some(name) => tensor_error(path, name, format!("its entry in the header is malformed: {problem}")),
             None => checkpoint_error(path, format!("its header is not valid JSON: {problem}")),
         }
-    })
+    })?;
+    let packed = match metadata.get(METADATA).and_then(Value::as_str) {
+        None => HashMap::new(),
+        Some(text) => serde_json::from_str(text).map_err(|e| {
+            checkpoint_error(path, format!("what `{METADATA}` in its header says is malformed: {}", json_problem(&e)))
+        })?,
+    };
+    Ok((parsed, packed))
 }
 
 /// What the header says of one tensor. Keys of later versions of the format are ignored, as by its own reader.
@@ -213,6 +230,8 @@ impl<'de> Visitor<'de> for ShapeVisitor {
 /// Collects the pairs as they stand, so that a repeated name is seen, and remembers in which entry it failed.
 struct Entries<'c> {
     culprit: &'c mut Option<String>,
+    /// What is no tensor.
+    metadata: &'c mut Value,
 }
 
 impl<'de> DeserializeSeed<'de> for Entries<'_> {
@@ -234,7 +253,7 @@ impl<'de> Visitor<'de> for Entries<'_> {
         let mut entries = Vec::new();
         while let Some(name) = map.next_key::<String>()? {
             if name == "__metadata__" {
-                map.next_value::<IgnoredAny>()?;
+                *self.metadata = map.next_value()?;
                 continue;
             }
             match map.next_value() {

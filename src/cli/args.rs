@@ -59,6 +59,10 @@ pub enum Command {
     RenderChat(RenderChat),
     /// Write a checkpoint of a published shape with random weights, to try and to measure
     Synth(Synth),
+    /// Write a model again in fewer bytes: its matrices as int8 or nf4
+    Pack(Pack),
+    /// Check that a packed model is, byte for byte, what was written
+    Verify(Verify),
     /// Download a repository of the Hugging Face Hub into its cache, or bring it up to date
     Pull(Pull),
     /// Show the models in the Hub's cache
@@ -323,6 +327,63 @@ pub struct Synth {
 
 #[derive(Args)]
 #[command(after_help = "\
+Matrices (and experts) are packed; embedding, norms, biases, routers and the head are copied. Whatever
+ends a run (kill, a full disk, loss of power), the same command goes on where it stopped, and nothing
+is deleted that is not safe. The result is a directory like any other. docs/packing.md has the formats.
+
+Examples:
+  layerstream pack ./Llama-3.1-8B --to nf4 --out ./Llama-3.1-8B-nf4
+  layerstream pack ./Llama-3.1-70B --to int8 --out ./70b-int8 --delete-original
+  layerstream verify ./70b-int8")]
+pub struct Pack {
+    #[command(flatten)]
+    pub model: Model,
+    /// int8 (8 bits and a scale for each block) or nf4 (4 bits, as in QLoRA)
+    #[arg(long, value_name = "ENCODING")]
+    pub to: PackTo,
+    /// The directory to write, which must be empty, not be there, or hold what an earlier run began
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Numbers that share a scale, for int8: a power of two from 64 to 2048 (default: 128)
+    #[arg(long, value_name = "N", value_parser = block)]
+    pub block: Option<u16>,
+    /// For nf4: scales of one byte each
+    #[arg(long)]
+    pub double_quant: bool,
+    /// Pack the output head, too
+    #[arg(long)]
+    pub head: bool,
+    /// Delete each file of MODEL as soon as all that came from it is packed, synced and read back; of links, such as in
+    /// the Hub's cache, what they lead to as well
+    #[arg(long)]
+    pub delete_original: bool,
+    /// Memory for rows on their way
+    #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = size)]
+    pub ram: u64,
+    /// Threads (default: two for each core, so that one reads or writes while another computes)
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub threads: Option<usize>,
+    /// For tests: end the process at this operation on files
+    #[arg(long, value_name = "N", hide = true)]
+    pub abort_at: Option<u64>,
+}
+
+/// What `pack` makes.
+#[derive(Clone, Copy, clap::ValueEnum)]
+pub enum PackTo {
+    Int8,
+    Nf4,
+}
+
+#[derive(Args)]
+pub struct Verify {
+    /// What `layerstream pack` wrote
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
+}
+
+#[derive(Args)]
+#[command(after_help = "\
 Only what is needed is downloaded: configuration, tokenizer, chat template, and one form of the
 weights. It goes on where an earlier download was interrupted, and prints the directory at the end.
 
@@ -499,6 +560,11 @@ fn device(text: &str) -> Result<Device, String> {
 
 fn reader(text: &str) -> Result<ReaderKind, String> {
     text.parse().map_err(|e: crate::Error| e.to_string())
+}
+
+fn block(text: &str) -> Result<u16, String> {
+    let sizes = [64, 128, 256, 512, 1024, 2048];
+    text.parse().ok().filter(|n| sizes.contains(n)).ok_or_else(|| format!("expected one of {sizes:?}"))
 }
 
 fn dtype(text: &str) -> Result<Dtype, String> {

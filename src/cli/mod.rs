@@ -13,6 +13,7 @@ mod inspect;
 mod interrupt;
 mod logits;
 mod output;
+mod pack;
 mod plan;
 mod profile;
 mod progress;
@@ -70,6 +71,8 @@ fn run(command: Command) -> Result<()> {
         Command::Detokenize(args) => text::detokenize(&args),
         Command::RenderChat(args) => text::render_chat(&args),
         Command::Synth(args) => synth::run(&args),
+        Command::Pack(args) => pack::run(&args),
+        Command::Verify(args) => pack::check(&args),
         Command::Pull(args) => hub::pull(&args),
         Command::List(args) => hub::list(&args),
         Command::Completions { shell } => {

@@ -264,7 +264,9 @@ impl<'a> Builder<'a> {
     /// A matrix of which single rows are read, so that each must lie in one piece and stand for itself: the embeddings.
     pub fn table(&mut self, name: &str, rows: usize, cols: usize) -> Result<Matrix> {
         let matrix = self.matrix(name, rows, cols)?;
-        if matrix.tensor.transposed || matrix.scales.is_some() || matrix.groups.is_some() {
+        let quantized =
+            matrix.scales.is_some() || matrix.groups.is_some() || matches!(matrix.encoding, Encoding::Packed(_));
+        if matrix.tensor.transposed || quantized {
             let how = if matrix.tensor.transposed { "with its rows and columns swapped" } else { "quantized" };
             return Err(self.unsupported(&matrix.tensor, how));
         }
@@ -281,7 +283,7 @@ impl<'a> Builder<'a> {
     /// A tensor whose numbers stand for themselves.
     fn small(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         let (tensor, encoding) = self.tensor(name, shape)?;
-        match encoding.is_complete() {
+        match encoding.is_complete() && !matches!(encoding, Encoding::Packed(_)) {
             true => Ok(tensor),
             false => Err(self.unsupported(&tensor, &format!("of type {}", tensor.dtype))),
         }

@@ -301,7 +301,8 @@ impl Builder<'_> {
     /// these has the weights of one input for all outputs.
     fn stack(&mut self, name: &str, shape: [usize; 3], transposed: bool) -> Result<Matrix> {
         let (mut tensor, encoding) = self.tensor(name, &shape)?;
-        if tensor.transposed || !encoding.is_complete() {
+        let rows_alone = matches!(encoding, Encoding::Packed(_));
+        if tensor.transposed || !encoding.is_complete() || (transposed && rows_alone) {
             return Err(self.unsupported(&tensor, &format!("of type {} for experts", tensor.dtype)));
         }
         tensor.transposed = transposed;

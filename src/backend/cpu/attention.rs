@@ -11,8 +11,9 @@ use std::sync::{Mutex, PoisonError};
 use super::dots::dots;
 use super::functions::{exp, tanh};
 use super::isa::{F32x16, Isa, Kernel, LANES};
-use super::weights::F32;
+use super::weights::{F32, Tile};
 use super::workers::Workers;
+use crate::encoding::Encoding;
 
 /// Keys in a block.
 const KEYS: usize = 64;
@@ -247,7 +248,8 @@ fn add_block<V: F32x16, const N: usize, const T: usize>(
         return;
     }
     let (dim, value_dim) = (task.shape.key_dim, task.shape.value_dim);
-    let keys = task.of_head(task.sequence.keys);
+    let keys = bytemuck::cast_slice(task.of_head(task.sequence.keys));
+    let keys = Tile { bytes: keys, encoding: Encoding::F32, k: dim, scales: None };
     let values = task.of_head(task.sequence.values);
 
     let mut queries: [&[f32]; T] = [&[]; T];
@@ -257,12 +259,10 @@ fn add_block<V: F32x16, const N: usize, const T: usize>(
     let scores = &mut scratch.scores[i..i + T];
     let whole = any.start + any.len() - any.len() % N;
     for j in (any.start..whole).step_by(N) {
-        let keys = bytemuck::cast_slice(&keys[j * dim..(j + N) * dim]);
-        place(dots::<V, F32, N, T>(keys, queries), scores, j - start);
+        place(dots::<V, F32, N, T>(keys.some_rows(j), queries), scores, j - start);
     }
     for j in whole..any.end {
-        let key = bytemuck::cast_slice(&keys[j * dim..(j + 1) * dim]);
-        place(dots::<V, F32, 1, T>(key, queries), scores, j - start);
+        place(dots::<V, F32, 1, T>(keys.some_rows(j), queries), scores, j - start);
     }
 
     for t in 0..T {

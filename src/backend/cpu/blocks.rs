@@ -3,7 +3,7 @@
 //! scale times number are exact in float32, so one rounding is left, of the difference.
 
 use super::isa::{F32x16, LANES};
-use super::weights::Element;
+use super::weights::{Element, Tile};
 
 /// Structures of bytes alone, which may be read from anywhere.
 macro_rules! of_bytes {
@@ -30,14 +30,20 @@ impl Element for Q8_0 {
     type Chunk = Q8Block;
     type Common = f32;
     const STEPS: usize = 2;
+    type Beside<'a> = ();
 
     #[inline(always)]
-    fn common<V: F32x16>(block: &Q8Block) -> f32 {
+    fn open<'a>(_: &Tile<'a>, _: usize, row: &'a [u8]) -> (&'a [u8], ()) {
+        (row, ())
+    }
+
+    #[inline(always)]
+    fn common<V: F32x16>(_: &(), block: &Q8Block, _: usize) -> f32 {
         V::half(block.scale)
     }
 
     #[inline(always)]
-    fn lanes<V: F32x16>(block: &Q8Block, scale: &f32, step: usize) -> V {
+    fn lanes<V: F32x16>(_: &(), block: &Q8Block, scale: &f32, _: usize, step: usize) -> V {
         V::load_i8(&block.numbers[step]).mul(V::splat(*scale))
     }
 }
@@ -56,14 +62,20 @@ impl Element for Q4_0 {
     type Chunk = Q4Block;
     type Common = f32;
     const STEPS: usize = 2;
+    type Beside<'a> = ();
 
     #[inline(always)]
-    fn common<V: F32x16>(block: &Q4Block) -> f32 {
+    fn open<'a>(_: &Tile<'a>, _: usize, row: &'a [u8]) -> (&'a [u8], ()) {
+        (row, ())
+    }
+
+    #[inline(always)]
+    fn common<V: F32x16>(_: &(), block: &Q4Block, _: usize) -> f32 {
         V::half(block.scale)
     }
 
     #[inline(always)]
-    fn lanes<V: F32x16>(block: &Q4Block, scale: &f32, step: usize) -> V {
+    fn lanes<V: F32x16>(_: &(), block: &Q4Block, scale: &f32, _: usize, step: usize) -> V {
         let numbers = V::field(V::bytes(&block.numbers), 4 * step as u32, 15);
         V::from_bytes(numbers).sub(V::splat(8.0)).mul(V::splat(*scale))
     }
@@ -85,14 +97,20 @@ impl Element for Q4K {
     type Chunk = Q4KBlock;
     type Common = [f32; LANES];
     const STEPS: usize = 16;
+    type Beside<'a> = ();
 
     #[inline(always)]
-    fn common<V: F32x16>(block: &Q4KBlock) -> [f32; LANES] {
+    fn open<'a>(_: &Tile<'a>, _: usize, row: &'a [u8]) -> (&'a [u8], ()) {
+        (row, ())
+    }
+
+    #[inline(always)]
+    fn common<V: F32x16>(_: &(), block: &Q4KBlock, _: usize) -> [f32; LANES] {
         block.scales.decode::<V>()
     }
 
     #[inline(always)]
-    fn lanes<V: F32x16>(block: &Q4KBlock, scales: &[f32; LANES], step: usize) -> V {
+    fn lanes<V: F32x16>(_: &(), block: &Q4KBlock, scales: &[f32; LANES], _: usize, step: usize) -> V {
         let numbers = V::field(V::bytes(&block.numbers[step / 4 * 2 + step % 2]), 4 * (step as u32 / 2 % 2), 15);
         Scales6::apply(scales, V::from_bytes(numbers), step / 2)
     }
@@ -115,14 +133,20 @@ impl Element for Q5K {
     type Chunk = Q5KBlock;
     type Common = [f32; LANES];
     const STEPS: usize = 16;
+    type Beside<'a> = ();
 
     #[inline(always)]
-    fn common<V: F32x16>(block: &Q5KBlock) -> [f32; LANES] {
+    fn open<'a>(_: &Tile<'a>, _: usize, row: &'a [u8]) -> (&'a [u8], ()) {
+        (row, ())
+    }
+
+    #[inline(always)]
+    fn common<V: F32x16>(_: &(), block: &Q5KBlock, _: usize) -> [f32; LANES] {
         block.scales.decode::<V>()
     }
 
     #[inline(always)]
-    fn lanes<V: F32x16>(block: &Q5KBlock, scales: &[f32; LANES], step: usize) -> V {
+    fn lanes<V: F32x16>(_: &(), block: &Q5KBlock, scales: &[f32; LANES], _: usize, step: usize) -> V {
         let low = V::field(V::bytes(&block.low[step / 4 * 2 + step % 2]), 4 * (step as u32 / 2 % 2), 15);
         let high = V::field(V::bytes(&block.high[step % 2]), step as u32 / 2, 1);
         Scales6::apply(scales, V::from_bytes(V::join(low, high)), step / 2)
@@ -148,16 +172,22 @@ impl Element for Q6K {
     type Chunk = Q6KBlock;
     type Common = [f32; LANES];
     const STEPS: usize = 16;
+    type Beside<'a> = ();
 
     #[inline(always)]
-    fn common<V: F32x16>(block: &Q6KBlock) -> [f32; LANES] {
+    fn open<'a>(_: &Tile<'a>, _: usize, row: &'a [u8]) -> (&'a [u8], ()) {
+        (row, ())
+    }
+
+    #[inline(always)]
+    fn common<V: F32x16>(_: &(), block: &Q6KBlock, _: usize) -> [f32; LANES] {
         let mut scales = [0.0; LANES];
         V::load_i8(&block.scales).mul(V::splat(V::half(block.scale))).store(&mut scales);
         scales
     }
 
     #[inline(always)]
-    fn lanes<V: F32x16>(block: &Q6KBlock, scales: &[f32; LANES], step: usize) -> V {
+    fn lanes<V: F32x16>(_: &(), block: &Q6KBlock, scales: &[f32; LANES], _: usize, step: usize) -> V {
         let (half, quarter, part) = (step / 8, step / 2 % 4, step % 2);
         let low = V::bytes(&block.low[half * 4 + quarter % 2 * 2 + part]);
         let low = V::field(low, 4 * (quarter as u32 / 2), 15);

@@ -2,8 +2,8 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use super::dots::scaled_dots;
-use super::isa::{F32x16, Isa, Kernel};
+use super::dots::dots;
+use super::isa::{F32x16, Isa, Kernel, LANES};
 use super::panel;
 use super::weights::{Element, Tile, with_element};
 use super::workers::Workers;
@@ -19,7 +19,7 @@ const FEW: usize = 4;
 
 /// [`FEW`], or one for encodings that take more to decode than to multiply with: a panel decodes them once for all tokens.
 fn few_tokens(encoding: Encoding) -> usize {
-    if encoding.multiple() > 1 { 1 } else { FEW }
+    if encoding.by_blocks() { 1 } else { FEW }
 }
 
 /// The columns of the result that belong to the rows of a tile.
@@ -145,18 +145,18 @@ impl Kernel for Length<'_> {
 /// In the order of `dots`.
 #[inline(always)]
 fn sum_of_squares<V: F32x16, E: Element>(row: Tile<'_>) -> f32 {
-    let (chunks, rest) = E::chunks(row.bytes);
-    let factors = row.factors::<1>(0);
+    let (k, row) = (row.k, row.row::<E>(0));
     let mut sums = V::zero();
-    for (i, chunk) in chunks.iter().enumerate() {
-        let common = E::common::<V>(chunk);
+    for (i, chunk) in row.chunks.iter().enumerate() {
+        let common = E::common::<V>(&row.beside, chunk, i);
         for step in 0..E::STEPS {
-            let w = factors.apply::<V, E>(E::lanes(chunk, &common, step), 0, i * E::STEPS + step);
+            let w: V = E::lanes(&row.beside, chunk, &common, i, step);
             sums = w.mul_add(w, sums);
         }
     }
-    if !rest.is_empty() {
-        let w = factors.apply::<V, E>(E::lanes_part(rest), 0, chunks.len() * E::STEPS);
+    let done = row.chunks.len() * E::STEPS * LANES;
+    for (step, first) in (done..k).step_by(LANES).enumerate() {
+        let w: V = row.rest(step, k - first);
         sums = w.mul_add(w, sums);
     }
     sums.sum()
@@ -206,12 +206,10 @@ fn few<V: F32x16, E: Element, const R: usize, const T: usize>(w: Tile<'_>, token
     let rows = w.rows();
     let whole = rows - rows % R;
     for r in (0..whole).step_by(R) {
-        let bytes = &w.bytes[r * w.row_bytes()..(r + R) * w.row_bytes()];
-        scatter(scaled_dots::<V, E, R, T>(bytes, w.factors(r), tokens), &mut out[r..], rows);
+        scatter(dots::<V, E, R, T>(w.some_rows(r), tokens), &mut out[r..], rows);
     }
     for r in whole..rows {
-        let bytes = &w.bytes[r * w.row_bytes()..(r + 1) * w.row_bytes()];
-        scatter(scaled_dots::<V, E, 1, T>(bytes, w.factors(r), tokens), &mut out[r..], rows);
+        scatter(dots::<V, E, 1, T>(w.some_rows(r), tokens), &mut out[r..], rows);
     }
 }
 

@@ -19,6 +19,7 @@ mod isa;
 mod matmul;
 mod mxfp4;
 mod norm;
+mod packed;
 mod panel;
 mod recurrent;
 mod rope;

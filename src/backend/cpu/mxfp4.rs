@@ -1,28 +1,9 @@
 //! MXFP4 (Open Compute Project, Microscaling Formats 1.0): numbers of four bits, E2M1, two in a byte, the lower half first;
 //! and for each 32 of a row an exponent of eight bits, E8M0, which lies elsewhere.
 
-use super::isa::{F32x16, LANES};
-use super::weights::Element;
-
 /// The sixteen numbers: a sign, two bits of exponent, one of mantissa.
-const NUMBERS: [f32; 16] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
-
-pub(super) struct Mxfp4;
-
-impl Element for Mxfp4 {
-    type Chunk = [u8; LANES / 2];
-    type Common = ();
-    const SCALED: bool = true;
-
-    #[inline(always)]
-    fn common<V: F32x16>(_: &Self::Chunk) {}
-
-    #[inline(always)]
-    fn lanes<V: F32x16>(chunk: &Self::Chunk, _: &(), _: usize) -> V {
-        let number = |i: usize| NUMBERS[usize::from(chunk[i / 2] >> (4 * (i % 2)) & 15)];
-        V::load(&std::array::from_fn(number))
-    }
-}
+pub(super) const NUMBERS: [f32; 16] =
+    [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
 
 /// Factors of exponents: `2^(e − 127)`.
 pub(super) fn factors(exponents: &[u8], out: &mut Vec<f32>) {

@@ -10,7 +10,7 @@
 use std::ops::Range;
 
 use super::isa::{F32x16, Isa, Kernel, LANES, Lanes};
-use super::weights::{Element, Factors, Tile, with_element};
+use super::weights::{Element, Row, Tile, with_element};
 
 /// Most rows of a panel.
 pub(super) const ROWS: usize = 64;
@@ -76,37 +76,37 @@ impl Decode<'_> {
         let Decode { w, k, panel } = self;
         let (rows, group) = (w.rows(), group_rows::<V>());
         let steps = k.len().div_ceil(LANES);
-        let part = w.encoding.bytes(k.start)..w.encoding.bytes(k.end);
         for r in 0..rows.next_multiple_of(group) {
             let places = &mut panel[r / group * group * steps..][..group * steps];
             let places = places[r % group..].iter_mut().step_by(group);
-            match w.bytes.chunks_exact(w.row_bytes()).nth(r) {
-                Some(row) => decode_row::<V, E>(&row[part.clone()], w.factors(r), k.start / LANES, places),
-                None => places.for_each(|place| place.0 = [0.0; LANES]),
+            match r < rows {
+                true => decode_row::<V, E>(w.row(r), k.clone(), places),
+                false => places.for_each(|place| place.0 = [0.0; LANES]),
             }
         }
     }
 }
 
-/// Decodes one row's part of a stretch, which begins with vector number `first` of the row, into its places.
+/// Decodes a row's numbers `k`, the first of which begins a chunk, into their places.
 #[inline(always)]
 fn decode_row<'p, V: F32x16, E: Element>(
-    bytes: &[u8],
-    factors: Factors<'_, 1>,
-    first: usize,
+    row: Row<'_, E>,
+    k: Range<usize>,
     mut places: impl Iterator<Item = &'p mut Lanes>,
 ) {
-    let (chunks, rest) = E::chunks(bytes);
-    let mut at = first;
-    for chunk in chunks {
-        let common = E::common::<V>(chunk);
+    const { assert!((STRETCH).is_multiple_of(E::STEPS)) };
+    let chunk_numbers = E::STEPS * LANES;
+    let first = k.start / chunk_numbers;
+    let whole = row.chunks.len().min(k.end / chunk_numbers);
+    for (i, chunk) in row.chunks[..whole].iter().enumerate().skip(first) {
+        let common = E::common::<V>(&row.beside, chunk, i);
         for (step, place) in (0..E::STEPS).zip(&mut places) {
-            factors.apply::<V, E>(E::lanes(chunk, &common, step), 0, at).store(&mut place.0);
-            at += 1;
+            E::lanes::<V>(&row.beside, chunk, &common, i, step).store(&mut place.0);
         }
     }
-    for place in places {
-        factors.apply::<V, E>(E::lanes_part(rest), 0, at).store(&mut place.0);
+    let done = whole.max(first) * chunk_numbers;
+    for (step, place) in places.enumerate() {
+        row.rest::<V>(step, k.end - done - step * LANES).store(&mut place.0);
     }
 }
 

@@ -186,9 +186,11 @@ impl Plain<'_> {
             let end = width.min(at + LANES);
             let mut w = [V::zero(); D];
             for d in 0..D {
-                w[d] = match E::chunks(&parts[d][at * element..end * element]) {
-                    ([chunk], _) => E::lanes(chunk, &E::common::<V>(chunk), 0),
-                    (_, part) => E::lanes_part(part),
+                let bytes = &parts[d][at * element..end * element];
+                let row = Tile { bytes, k: end - at, ..self.w }.row::<E>(0);
+                w[d] = match row.chunks {
+                    [chunk] => E::lanes(&row.beside, chunk, &E::common::<V>(&row.beside, chunk, 0), 0, 0),
+                    _ => row.rest(0, end - at),
                 };
             }
             self.block.accumulate(w, row, at);

@@ -2,6 +2,7 @@
 //! the bits that decoding the whole matrix beforehand would give.
 
 use super::isa::{F32x16, Isa, Kernel, LANES};
+use super::mxfp4;
 use crate::encoding::{Encoding, FP4, NF4};
 
 /// A run of whole rows of a `[rows, k]` matrix.
@@ -48,99 +49,143 @@ impl<'a> Tile<'a> {
         Tile { bytes, scales, ..self }
     }
 
-    /// The factors of `R` rows, from `first` on.
+    /// One of the rows, ready to be decoded.
     #[inline(always)]
-    pub(super) fn factors<const R: usize>(&self, first: usize) -> Factors<'a, R> {
-        let Some(scales) = self.scales else { return Factors::NONE };
-        let per_row = self.k.div_ceil(scales.col_block);
-        let (mut rows, mut zeros): ([&[f32]; R], [&[f32]; R]) = ([&[]; R], [&[]; R]);
-        for r in 0..R {
-            let block = (scales.first_row + first + r) / scales.row_block;
-            rows[r] = &scales.values[block * per_row..(block + 1) * per_row];
-            if !scales.zeros.is_empty() {
-                zeros[r] = &scales.zeros[block * per_row..(block + 1) * per_row];
-            }
-        }
-        let shift = if per_row == 1 { usize::BITS - 1 } else { (scales.col_block / LANES).ilog2() };
-        Factors { rows, zeros, shift }
+    pub(super) fn row<E: Element>(&self, r: usize) -> Row<'a, E> {
+        let row_bytes = self.row_bytes();
+        let (codes, beside) = E::open(self, r, &self.bytes[r * row_bytes..(r + 1) * row_bytes]);
+        let (whole, rest) = codes.split_at(self.k / (E::STEPS * LANES) * size_of::<E::Chunk>());
+        Row { chunks: bytemuck::cast_slice(whole), rest, beside }
+    }
+
+    /// `R` of the rows, from `first` on.
+    #[inline(always)]
+    pub(super) fn some_rows<E: Element, const R: usize>(&self, first: usize) -> [Row<'a, E>; R] {
+        std::array::from_fn(|r| self.row(first + r))
     }
 }
 
-/// The factors of `R` rows: that of the sixteen numbers from 16·i on is at `i >> shift`.
-#[derive(Clone, Copy)]
-pub(super) struct Factors<'a, const R: usize> {
-    rows: [&'a [f32]; R],
-    /// None, or one for each factor.
-    zeros: [&'a [f32]; R],
-    shift: u32,
+/// A row: its chunks, and what they need to be decoded.
+pub(super) struct Row<'a, E: Element> {
+    /// Those of which all numbers belong to the row.
+    pub chunks: &'a [E::Chunk],
+    /// The bytes of one more, of which some do.
+    rest: &'a [u8],
+    pub beside: E::Beside<'a>,
 }
 
-impl<const R: usize> Factors<'_, R> {
-    pub const NONE: Self = Factors { rows: [&[]; R], zeros: [&[]; R], shift: 0 };
-
-    /// `lanes`, which are sixteen numbers of row `r` from 16·`step` on, less their zero, times their factor.
+impl<E: Element> Clone for Row<'_, E> {
     #[inline(always)]
-    pub fn apply<V: F32x16, E: Element>(&self, lanes: V, r: usize, step: usize) -> V {
-        if !E::SCALED {
-            return lanes;
-        }
-        let (block, mut lanes) = (step >> self.shift, lanes);
-        if E::ZEROS && !self.zeros[r].is_empty() {
-            lanes = lanes.sub(V::splat(self.zeros[r][block]));
-        }
-        lanes.mul(V::splat(self.rows[r][block]))
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<E: Element> Copy for Row<'_, E> {}
+
+impl<E: Element> Row<'_, E> {
+    /// Sixteen numbers of the incomplete chunk, from 16·`step` on. Those from `numbers` on are not the row's, and zero.
+    #[inline(always)]
+    pub fn rest<V: F32x16>(&self, step: usize, numbers: usize) -> V {
+        let mut chunk: E::Chunk = bytemuck::Zeroable::zeroed();
+        let there = self.rest.len().min(size_of::<E::Chunk>());
+        bytemuck::bytes_of_mut(&mut chunk)[..there].copy_from_slice(&self.rest[..there]);
+        let i = self.chunks.len();
+        let common = E::common::<V>(&self.beside, &chunk, i);
+        let mut lanes = [0.0; LANES];
+        E::lanes::<V>(&self.beside, &chunk, &common, i, step).store(&mut lanes);
+        lanes[numbers.min(LANES)..].fill(0.0);
+        V::load(&lanes)
+    }
+}
+
+/// Factors that numbers are multiplied by: that of the numbers from 16·i on is at `i >> shift`.
+#[derive(Clone, Copy)]
+pub(super) struct Factors<'a> {
+    /// Little-endian float32, at any address.
+    pub values: &'a [[u8; 4]],
+    /// None, or as many numbers that are subtracted first.
+    pub zeros: &'a [[u8; 4]],
+    pub shift: u32,
+}
+
+impl<'a> Factors<'a> {
+    /// Those of a tile's row that lie elsewhere.
+    #[inline(always)]
+    fn of_row(tile: &Tile<'a>, r: usize) -> Factors<'a> {
+        let scales = tile.scales.expect("an encoding that is not complete comes with factors");
+        let per_row = tile.k.div_ceil(scales.col_block);
+        let block = (scales.first_row + r) / scales.row_block;
+        let values = bytemuck::cast_slice(&scales.values[block * per_row..(block + 1) * per_row]);
+        let zeros = match scales.zeros {
+            [] => &[],
+            zeros => bytemuck::cast_slice(&zeros[block * per_row..(block + 1) * per_row]),
+        };
+        let shift = if per_row == 1 { usize::BITS - 1 } else { (scales.col_block / LANES).ilog2() };
+        Factors { values, zeros, shift }
+    }
+
+    /// The factor of the sixteen numbers with this place.
+    #[inline(always)]
+    pub fn at(&self, step: usize) -> f32 {
+        f32::from_le_bytes(self.values[step >> self.shift])
+    }
+
+    /// What is subtracted from these before.
+    #[inline(always)]
+    fn zero_at(&self, step: usize) -> f32 {
+        f32::from_le_bytes(self.zeros[step >> self.shift])
     }
 }
 
 /// An encoding at compile time; [`Encoding`] is the same at run time, and [`with_element`] joins them.
 pub(super) trait Element {
-    /// The bytes of a block: of sixteen numbers, or of a multiple of sixteen.
+    /// Bytes that sixteen numbers are made of, or a multiple of sixteen.
     type Chunk: bytemuck::Pod;
-    /// Vectors of sixteen in a block. A row may end within a block of one only.
+    /// Vectors of sixteen in a chunk. A row may end within one, if the chunk's bytes are there or numbers have as many
+    /// bytes each.
     const STEPS: usize = 1;
-    /// Whether numbers are multiplied by a factor that lies elsewhere.
-    const SCALED: bool = false;
-    /// Whether a zero may be subtracted before.
-    const ZEROS: bool = false;
-    /// What the vectors of a block have in common.
+    /// What belongs to a row beside its chunks: factors, wherever they lie.
+    type Beside<'a>: Copy;
+    /// What the vectors of a chunk have in common.
     type Common: Copy + Default;
 
-    fn common<V: F32x16>(chunk: &Self::Chunk) -> Self::Common;
+    /// The chunks of a tile's row `r`, which these bytes are, and what is beside them.
+    fn open<'a>(tile: &Tile<'a>, r: usize, row: &'a [u8]) -> (&'a [u8], Self::Beside<'a>);
 
-    /// The numbers of a block from 16·`step` on.
-    fn lanes<V: F32x16>(chunk: &Self::Chunk, common: &Self::Common, step: usize) -> V;
+    /// Of chunk `i` of a row.
+    fn common<V: F32x16>(beside: &Self::Beside<'_>, chunk: &Self::Chunk, i: usize) -> Self::Common;
 
-    /// The whole chunks of some numbers, and the bytes after them.
-    #[inline(always)]
-    fn chunks(bytes: &[u8]) -> (&[Self::Chunk], &[u8]) {
-        let (whole, rest) = bytes.split_at(bytes.len() - bytes.len() % size_of::<Self::Chunk>());
-        (bytemuck::cast_slice(whole), rest)
-    }
-
-    /// Fewer than sixteen numbers, the missing ones as zero.
-    #[inline(always)]
-    fn lanes_part<V: F32x16>(bytes: &[u8]) -> V {
-        let mut chunk: Self::Chunk = bytemuck::Zeroable::zeroed();
-        bytemuck::bytes_of_mut(&mut chunk)[..bytes.len()].copy_from_slice(bytes);
-        Self::lanes(&chunk, &Self::common::<V>(&chunk), 0)
-    }
+    /// The numbers of chunk `i` from 16·`step` on.
+    fn lanes<V: F32x16>(
+        beside: &Self::Beside<'_>,
+        chunk: &Self::Chunk,
+        common: &Self::Common,
+        i: usize,
+        step: usize,
+    ) -> V;
 }
 
 /// Encodings whose numbers stand for themselves, each in as many bytes.
 macro_rules! plain {
-    ($($element:ident: $bytes:literal, $load:ident, $scaled:literal;)*) => {$(
+    ($($element:ident: $bytes:literal, $load:ident;)*) => {$(
         pub(super) struct $element;
 
         impl Element for $element {
             type Chunk = [u8; $bytes * LANES];
+            type Beside<'a> = ();
             type Common = ();
-            const SCALED: bool = $scaled;
 
             #[inline(always)]
-            fn common<V: F32x16>(_: &Self::Chunk) {}
+            fn open<'a>(_: &Tile<'a>, _: usize, row: &'a [u8]) -> (&'a [u8], ()) {
+                (row, ())
+            }
 
             #[inline(always)]
-            fn lanes<V: F32x16>(chunk: &Self::Chunk, _: &(), _: usize) -> V {
+            fn common<V: F32x16>(_: &(), _: &Self::Chunk, _: usize) {}
+
+            #[inline(always)]
+            fn lanes<V: F32x16>(_: &(), chunk: &Self::Chunk, _: &(), _: usize, _: usize) -> V {
                 V::$load(chunk)
             }
         }
@@ -148,10 +193,9 @@ macro_rules! plain {
 }
 
 plain! {
-    F32: 4, load_f32, false;
-    F16: 2, load_f16, false;
-    Bf16: 2, load_bf16, false;
-    F8E4M3: 1, load_e4m3, true;
+    F32: 4, load_f32;
+    F16: 2, load_f16;
+    Bf16: 2, load_bf16;
 }
 
 /// Numbers with factors that lie elsewhere, sixteen in so many bytes, perhaps with zeros.
@@ -161,22 +205,32 @@ macro_rules! scaled {
 
         impl Element for $element {
             type Chunk = [u8; $bytes];
+            type Beside<'a> = Factors<'a>;
             type Common = ();
-            const SCALED: bool = true;
-            const ZEROS: bool = $zeros;
 
             #[inline(always)]
-            fn common<V: F32x16>(_: &Self::Chunk) {}
+            fn open<'a>(tile: &Tile<'a>, r: usize, row: &'a [u8]) -> (&'a [u8], Factors<'a>) {
+                (row, Factors::of_row(tile, r))
+            }
 
             #[inline(always)]
-            fn lanes<V: F32x16>($chunk: &Self::Chunk, _: &(), _: usize) -> V {
-                $numbers
+            fn common<V: F32x16>(_: &Factors<'_>, _: &Self::Chunk, _: usize) {}
+
+            #[inline(always)]
+            fn lanes<V: F32x16>(factors: &Factors<'_>, $chunk: &Self::Chunk, _: &(), i: usize, _: usize) -> V {
+                let mut numbers: V = $numbers;
+                if $zeros && !factors.zeros.is_empty() {
+                    numbers = numbers.sub(V::splat(factors.zero_at(i)));
+                }
+                numbers.mul(V::splat(factors.at(i)))
             }
         }
     )*};
 }
 
 scaled! {
+    F8E4M3: LANES, false, |chunk| V::load_e4m3(chunk);
+    Mxfp4: LANES / 2, false, |chunk| V::table4::<false>(chunk, &mxfp4::NUMBERS);
     Int8: LANES, true, |chunk| V::load_i8(chunk);
     Offset8: LANES, true, |chunk| V::from_bytes(V::bytes(chunk)).sub(V::splat(128.0));
     Offset4: LANES / 2, true, |chunk| V::table4::<false>(chunk, &OFFSET4);
@@ -190,8 +244,8 @@ const OFFSET4: [f32; 16] = [-8.0, -7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0, 0.0,
 /// Evaluates an expression with `E` as the [`Element`] of an encoding.
 macro_rules! with_element {
     ($encoding:expr, $e:ident => $body:expr) => {{
-        use crate::backend::cpu::{blocks, weights as elements};
-        use crate::encoding::Encoding;
+        use crate::backend::cpu::{blocks, packed, weights as elements};
+        use crate::encoding::{Encoding, Packed};
         match $encoding {
             Encoding::F32 => {
                 type $e = elements::F32;
@@ -230,7 +284,7 @@ macro_rules! with_element {
                 $body
             }
             Encoding::Mxfp4 => {
-                type $e = crate::backend::cpu::mxfp4::Mxfp4;
+                type $e = elements::Mxfp4;
                 $body
             }
             Encoding::Int8 => {
@@ -256,24 +310,39 @@ macro_rules! with_element {
             other @ (Encoding::Gptq4 | Encoding::Gptq8 | Encoding::Awq4) => {
                 unreachable!("{other} is only stored as a transpose")
             }
+            Encoding::Packed(Packed::Int8 { .. }) => {
+                type $e = packed::Int8;
+                $body
+            }
+            Encoding::Packed(Packed::Nf4 { double: false }) => {
+                type $e = packed::Nf4;
+                $body
+            }
+            Encoding::Packed(Packed::Nf4 { double: true }) => {
+                type $e = packed::Nf4Double;
+                $body
+            }
         }
     }};
 }
 pub(super) use with_element;
 
-/// Decodes whole rows, of an encoding that is complete: rows of the embedding, a norm's weight, a bias.
+/// Decodes rows, of an encoding that is complete: of the embedding, of a norm's weight or a bias; of a packed encoding,
+/// one row.
 ///
 /// # Panics
 /// If `bytes` does not hold exactly `out.len()` numbers.
 pub(super) fn widen(isa: Isa, bytes: &[u8], encoding: Encoding, out: &mut [f32]) {
     assert!(encoding.is_complete(), "{encoding} needs factors");
     assert_eq!(bytes.len(), encoding.bytes(out.len()), "bytes of {} numbers", out.len());
-    isa.run(Widen { bytes, encoding, out });
+    if !out.is_empty() {
+        isa.run(Widen { numbers: Tile { bytes, encoding, k: out.len(), scales: None }, out });
+    }
 }
 
 struct Widen<'a> {
-    bytes: &'a [u8],
-    encoding: Encoding,
+    /// All in one row.
+    numbers: Tile<'a>,
     out: &'a mut [f32],
 }
 
@@ -281,19 +350,25 @@ impl Kernel for Widen<'_> {
     type Output = ();
     #[inline(always)]
     fn run<V: F32x16>(self) {
-        with_element!(self.encoding, E => widen_elements::<V, E>(self.bytes, self.out))
+        with_element!(self.numbers.encoding, E => widen_elements::<V, E>(self.numbers, self.out))
     }
 }
 
 #[inline(always)]
-fn widen_elements<V: F32x16, E: Element>(bytes: &[u8], out: &mut [f32]) {
-    let (chunks, rest) = E::chunks(bytes);
+fn widen_elements<V: F32x16, E: Element>(numbers: Tile<'_>, out: &mut [f32]) {
+    let row = numbers.row::<E>(0);
     let (out, out_rest) = out.as_chunks_mut::<LANES>();
-    for (chunk, out) in chunks.iter().zip(out.chunks_exact_mut(E::STEPS)) {
-        let common = E::common::<V>(chunk);
+    for (i, (chunk, out)) in row.chunks.iter().zip(out.chunks_exact_mut(E::STEPS)).enumerate() {
+        let common = E::common::<V>(&row.beside, chunk, i);
         for (step, out) in out.iter_mut().enumerate() {
-            E::lanes::<V>(chunk, &common, step).store(out);
+            E::lanes::<V>(&row.beside, chunk, &common, i, step).store(out);
         }
     }
-    E::lanes_part::<V>(rest).store_part(out_rest);
+    let done = row.chunks.len() * E::STEPS;
+    for (step, out) in out[done..].iter_mut().enumerate() {
+        row.rest::<V>(step, LANES).store(out);
+    }
+    if !out_rest.is_empty() {
+        row.rest::<V>(out.len() - done, out_rest.len()).store_part(out_rest);
+    }
 }

@@ -1,0 +1,79 @@
+//! `pack` and `verify`, with a progress bar.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::encoding::Packed;
+use crate::error::{Error, Result};
+use crate::hub::Need;
+use crate::pack::{Options, pack, verify};
+
+use super::args::{self, PackTo};
+use super::hub::local;
+use super::output::tell;
+use super::table::data;
+
+pub fn run(args: &args::Pack) -> Result<()> {
+    let to = match (args.to, args.block, args.double_quant) {
+        (PackTo::Int8, block, false) => Packed::Int8 { block: block.unwrap_or(128) },
+        (PackTo::Nf4, None | Some(64), double) => Packed::Nf4 { double },
+        (PackTo::Nf4, Some(_), _) => {
+            return Err(Error::Request("blocks of nf4 have 64 numbers: leave out --block".into()));
+        }
+        (PackTo::Int8, _, true) => return Err(Error::Request("--double-quant is for nf4 only".into())),
+    };
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    let threads = args.threads.unwrap_or(2 * cores);
+    let options = Options {
+        to,
+        head: args.head,
+        delete_original: args.delete_original,
+        ram: args.ram,
+        threads,
+        abort_at: args.abort_at,
+    };
+    let bar = bar();
+    let most = AtomicU64::new(0);
+    let packed = pack(&local(&args.model, Need::Model)?, &args.out, &options, &|done, all| {
+        bar.set_length(all);
+        // Threads may overtake each other on the way here.
+        bar.set_position(most.fetch_max(done, Ordering::Relaxed).max(done));
+    });
+    bar.finish_and_clear();
+    let report = packed?;
+    let percent = report.after as f64 / report.before.max(1) as f64 * 100.0;
+    let (before, after, matrices) = (data(report.before), data(report.after), report.packed);
+    let left = match report.transposed {
+        0 => String::new(),
+        n => format!("; {n} are stored as their transpose and stay as they are"),
+    };
+    let out = args.out.display();
+    tell(format!(
+        "{out}: {before} became {after} ({percent:.1} %), {matrices} tensors packed as {}{left}\n",
+        to.name()
+    ));
+    Ok(())
+}
+
+pub fn check(args: &args::Verify) -> Result<()> {
+    let bar = bar();
+    let found = verify(&args.dir, &mut |done, all| {
+        bar.set_length(all);
+        bar.set_position(done);
+    });
+    bar.finish_and_clear();
+    let found = found?;
+    let (dir, tensors, files) = (args.dir.display(), found.tensors, found.files);
+    tell(format!("{dir}: {} in {tensors} tensors, {files} files: all as they were written\n", data(found.bytes)));
+    Ok(())
+}
+
+fn bar() -> ProgressBar {
+    let style = "{wide_bar} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
+    let style = ProgressStyle::with_template(style).expect("a valid template").progress_chars("##-");
+    let bar = ProgressBar::new(0).with_style(style);
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar
+}

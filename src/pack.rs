@@ -1,0 +1,163 @@
+//! Packing: a checkpoint written again in fewer bytes, shard by shard, in a fixed amount of memory (docs/packing.md). The
+//! matrices that stream become int8 or nf4; all else is copied as it is. A shard of the result is written under another
+//! name, synced, read back and renamed; only then may the one it came from be deleted. What was done is in the manifest, so
+//! an interrupted run goes on where it stopped.
+
+mod choose;
+mod encode;
+mod files;
+mod manifest;
+mod shard;
+mod verify;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+
+use files::Steps;
+use manifest::Manifest;
+pub(crate) use verify::verify;
+
+use crate::encoding::Packed;
+
+/// What to write, and how.
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    pub to: Packed,
+    /// Pack the output head, too.
+    pub head: bool,
+    /// Delete each shard of the source as soon as all that came from it is safe.
+    pub delete_original: bool,
+    /// The most memory for rows on their way, in bytes.
+    pub ram: u64,
+    /// Threads; twice as many as cores keep both drive and cores busy.
+    pub threads: usize,
+    /// For tests: end the process at this operation on files, as a loss of power would.
+    pub abort_at: Option<u64>,
+}
+
+/// What was done.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Report {
+    /// Bytes of the source's shards, and of the result's.
+    pub before: u64,
+    pub after: u64,
+    /// Matrices that were packed; those that could have been, but lie as their transpose.
+    pub packed: usize,
+    pub transposed: usize,
+}
+
+/// Packs the model in the directory `source` into the directory `out`, or goes on with that. `progress` is told bytes of the
+/// source done and in all.
+///
+/// # Errors
+/// A source that is quantised already, or whose numbers are not all finite; `out` with anything else in it, or begun with
+/// other options; too little room or memory; anything that the operating system refuses. What is done is kept, and the
+/// source is as it was, less the shards that are safe in the result.
+pub(crate) fn pack(
+    source: &Path,
+    out: &Path,
+    options: &Options,
+    progress: &(dyn Fn(u64, u64) + Sync),
+) -> Result<Report> {
+    let steps = Steps::new(options.abort_at);
+    let mut manifest = match Manifest::read(out)? {
+        Some(manifest) => manifest.continued(out, options)?,
+        None => begin(source, out, options, &steps)?,
+    };
+    if let Some(missing) = manifest.shards.iter().find(|s| !s.packed && !source_path(source, &s.source).exists()) {
+        let path = source_path(source, &missing.source);
+        let problem = format!("is not there, and {} was not made from it yet", missing.file);
+        return Err(Error::Checkpoint { path, problem });
+    }
+    require_room(out, &manifest)?;
+    let total = manifest.shards.iter().map(|shard| shard.source_bytes).sum();
+    let mut done = 0;
+    for i in 0..manifest.shards.len() {
+        let from = source_path(source, &manifest.shards[i].source);
+        if !manifest.shards[i].packed {
+            let tell = |bytes| progress(done + bytes, total);
+            shard::write(&from, out, &mut manifest.shards[i], options, &steps, &tell)?;
+            manifest.shards[i].packed = true;
+            manifest.write(out, &steps)?;
+        } else if options.delete_original && from.exists() {
+            // Interrupted between the two: what was safe then should be so now.
+            verify::shard(out, &manifest.shards[i])?;
+        }
+        if options.delete_original && from.symlink_metadata().is_ok() {
+            files::delete(&from, &steps)?;
+        }
+        done += manifest.shards[i].source_bytes;
+        progress(done, total);
+    }
+    if !manifest.finished {
+        if manifest.shards.len() > 1 {
+            files::replace(&out.join("model.safetensors.index.json"), &manifest.index(), &steps)?;
+        }
+        manifest.finished = true;
+        manifest.write(out, &steps)?;
+    }
+    Ok(Report {
+        before: total,
+        after: manifest.shards.iter().map(|shard| shard.bytes).sum(),
+        packed: manifest.shards.iter().flat_map(|shard| &shard.tensors).filter(|t| t.packed.is_some()).count(),
+        transposed: manifest.transposed,
+    })
+}
+
+/// Chooses what becomes of every tensor, and copies the small files.
+fn begin(source: &Path, out: &Path, options: &Options, steps: &Steps) -> Result<Manifest> {
+    let mut manifest = choose::choose(source, options)?;
+    fs::create_dir_all(out).map_err(Error::io(out, "create"))?;
+    if fs::read_dir(out).map_err(Error::io(out, "list"))?.next().is_some() {
+        // Small files may have been copied before the manifest was there: they are copied again. Anything else is not ours.
+        let ours = |name: &str| name.starts_with('.') || manifest.small.iter().any(|small| small.file == name);
+        for entry in fs::read_dir(out).map_err(Error::io(out, "list"))? {
+            let name = entry.map_err(Error::io(out, "list"))?.file_name();
+            if !ours(&name.to_string_lossy()) {
+                let problem =
+                    format!("holds {}, and no packing was begun there: give an empty directory", name.display());
+                return Err(Error::Request(format!("{}: {problem}", out.display())));
+            }
+        }
+    }
+    for small in &mut manifest.small {
+        let from = source_dir(source).join(&small.file);
+        let bytes = fs::read(&from).map_err(Error::io(&from, "read"))?;
+        small.bytes = bytes.len() as u64;
+        small.sum = files::sum(&bytes);
+        files::replace(&out.join(&small.file), &bytes, steps)?;
+    }
+    manifest.write(out, steps)?;
+    Ok(manifest)
+}
+
+/// The directory of a model that was named by its directory or by its only file.
+fn source_dir(source: &Path) -> PathBuf {
+    match source.is_dir() {
+        true => source.to_path_buf(),
+        // Its file may be deleted already, and a directory is not.
+        false => source.parent().unwrap_or(Path::new(".")).to_path_buf(),
+    }
+}
+
+fn source_path(source: &Path, file: &str) -> PathBuf {
+    source_dir(source).join(file)
+}
+
+/// Refuses to begin what would not fit. What deleting will free is not counted on.
+fn require_room(out: &Path, manifest: &Manifest) -> Result<()> {
+    let needed: u64 = manifest.shards.iter().filter(|shard| !shard.packed).map(|shard| shard.bytes).sum();
+    let room = rustix::fs::statvfs(out).map_err(|e| Error::io(out, "ask for the free space")(e.into()))?;
+    let begun = manifest.shards.iter().filter_map(|shard| fs::metadata(files::partial(&out.join(&shard.file))).ok());
+    let begun: u64 = begun.map(|metadata| std::os::unix::fs::MetadataExt::blocks(&metadata) * 512).sum();
+    let free = room.f_bavail.saturating_mul(room.f_frsize).saturating_add(begun);
+    if needed <= free {
+        return Ok(());
+    }
+    let [needed, free] = [needed, free].map(|bytes| bytesize::ByteSize::b(bytes).display().si().to_string());
+    let problem =
+        format!("{needed} will be written, but {free} are free; free some room and run the same command again");
+    Err(Error::Request(format!("{}: {problem}", out.display())))
+}

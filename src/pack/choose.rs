@@ -1,0 +1,168 @@
+//! What becomes of every tensor: the matrices of the program that the family builds are packed; embedding, norms, biases,
+//! routers, gates of one row and, unless it is asked for, the head stay as they are.
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::Path;
+
+use super::Options;
+use super::files::sum;
+use super::manifest::{Entry, Manifest, Shard, Small};
+use super::shard::{SOURCE_START, run_of};
+use crate::checkpoint::{Checkpoint, Dtype, FileId, Stored, Tensor};
+use crate::encoding::Encoding;
+use crate::error::{Error, Result};
+use crate::family;
+use crate::program::{Matrix, Program, Step};
+
+/// Files of weights in any form, and lists of them: what is not copied.
+const WEIGHTS: [&str; 10] =
+    ["safetensors", "bin", "pt", "pth", "gguf", "h5", "msgpack", "onnx", "ckpt", "safetensors.index.json"];
+/// No small file is larger: the largest tokenizers have a third of it.
+const MAX_SMALL: u64 = 100_000_000;
+
+/// The manifest of a packing that nothing was done of.
+pub fn choose(source: &Path, options: &Options) -> Result<Manifest> {
+    let checkpoint = Checkpoint::open(source)?;
+    if checkpoint.metadata().is_some() {
+        let what = "a GGUF file as a source of packing: pack the checkpoint it was made from".into();
+        return Err(Error::Unsupported { path: source.into(), what });
+    }
+    let program = family::program(&checkpoint)?;
+    let (chosen, transposed) = matrices(&checkpoint, &program, options)?;
+    let only = checkpoint.files().len() == 1;
+    let shards = checkpoint.files().iter().zip(0..).map(|(file, id)| {
+        let name = file.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let tensors = checkpoint.tensors().filter(|tensor| tensor.span.file == FileId(id));
+        let tensors = tensors.map(|tensor| entry(&checkpoint, tensor, chosen.contains(tensor.name.as_str()), options));
+        let mut shard = Shard {
+            file: if only { "model.safetensors".into() } else { safetensors_name(&name) },
+            bytes: 0,
+            packed: false,
+            source: name,
+            source_bytes: file.len,
+            source_sum: start_of(&file.path)?,
+            tensors: tensors.collect::<Result<_>>()?,
+        };
+        shard.place();
+        Ok(shard)
+    });
+    let shards = shards.collect::<Result<Vec<_>>>()?;
+    Ok(Manifest::new(options, transposed, small_files(checkpoint.dir())?, shards))
+}
+
+/// The names of the tensors to be packed, and how many matrices are transposed and therefore are not.
+fn matrices<'p>(checkpoint: &Checkpoint, program: &'p Program, options: &Options) -> Result<(HashSet<&'p str>, usize)> {
+    let kept: HashSet<_> = program.steps.iter().filter_map(|step| kept_output(step)).collect();
+    let keeps = |output: usize| kept.contains(&output) || (output == program.logits.0 && !options.head);
+    let streamed = program.steps.iter().filter_map(|step| match step {
+        Step::MatMul(product) if !keeps(product.output.0) => Some(&program.matrices[product.matrix.0]),
+        _ => None,
+    });
+    let experts = program.experts.iter().flat_map(|layer| &layer.experts);
+    if let Some(exponents) = experts.clone().flat_map(|expert| &expert.exponents).next() {
+        return Err(quantised(checkpoint, &exponents.tensor, "mxfp4"));
+    }
+    let (mut chosen, mut transposed) = (HashSet::new(), HashSet::new());
+    for matrix in streamed.chain(experts.flat_map(|expert| &expert.matrices)) {
+        let Matrix { tensor, encoding, .. } = matrix;
+        if !matches!(encoding, Encoding::F32 | Encoding::F16 | Encoding::Bf16) {
+            return Err(quantised(checkpoint, tensor, encoding.name()));
+        }
+        // A tied head is the embedding, of which single rows are read.
+        if tensor.name == program.embedding.tensor.name {
+            continue;
+        }
+        if tensor.transposed {
+            transposed.insert(&tensor.name)
+        } else {
+            chosen.insert(tensor.name.as_str())
+        };
+    }
+    Ok((chosen, transposed.len()))
+}
+
+/// The buffer that a step reads and that a matrix makes which must stay exact: a router's logits, a gate of one number.
+fn kept_output(step: &Step) -> Option<usize> {
+    match step {
+        Step::Route { logits, .. } => Some(logits.0),
+        Step::GateRows { gate, .. } => Some(gate.0),
+        _ => None,
+    }
+}
+
+fn quantised(checkpoint: &Checkpoint, tensor: &Tensor, what: &str) -> Error {
+    let path = checkpoint.file_path(tensor.span.file).to_path_buf();
+    let what = format!("packing what is quantised already (tensor `{}` is {what})", tensor.name);
+    Error::Unsupported { path, what }
+}
+
+/// What becomes of one tensor. Its place in the file is found later.
+fn entry(checkpoint: &Checkpoint, tensor: &Tensor, chosen: bool, options: &Options) -> Result<Entry> {
+    let mut entry = Entry {
+        name: tensor.name.clone(),
+        dtype: tensor.dtype.name().into(),
+        shape: tensor.shape.clone(),
+        offset: 0,
+        bytes: tensor.span.len,
+        packed: None,
+        source_dtype: tensor.dtype.name().into(),
+        source_offset: tensor.span.offset,
+        source_bytes: tensor.span.len,
+        run: 0,
+        sums: Vec::new(),
+    };
+    if matches!(tensor.dtype, Dtype::Packed(_)) {
+        return Err(quantised(checkpoint, tensor, tensor.dtype.name()));
+    }
+    // A tensor that only a file in PyTorch's form can lay column after column would have to be turned to be copied.
+    if tensor.transposed && checkpoint.file_path(tensor.span.file).extension().is_some_and(|e| e != "safetensors") {
+        let path = checkpoint.file_path(tensor.span.file).to_path_buf();
+        let what = format!("packing a file in which a tensor is saved as a transposed view (`{}`)", tensor.name);
+        return Err(Error::Unsupported { path, what });
+    }
+    if let ([rest @ .., columns], true) = (&*tensor.shape, chosen) {
+        let row_bytes = options.to.row_bytes(*columns);
+        let rows: usize = rest.iter().product();
+        entry.name = format!("{}.{}", tensor.name, options.to.name());
+        entry.dtype = Dtype::U8.name().into();
+        entry.shape = rest.iter().copied().chain([row_bytes]).collect();
+        entry.bytes = rows as u64 * row_bytes as u64;
+        entry.packed = Some(Stored::new(options.to, *columns));
+    }
+    entry.run = run_of(&entry, options)?;
+    Ok(entry)
+}
+
+fn safetensors_name(name: &str) -> String {
+    match name.strip_suffix(".safetensors") {
+        Some(_) => name.into(),
+        None => format!("{}.safetensors", Path::new(name).file_stem().unwrap_or_default().to_string_lossy()),
+    }
+}
+
+/// The checksum of a file's beginning, to know it again.
+pub fn start_of(path: &Path) -> Result<String> {
+    use std::io::Read;
+    let mut start = Vec::new();
+    let file = fs::File::open(path).map_err(Error::io(path, "open"))?;
+    file.take(SOURCE_START).read_to_end(&mut start).map_err(Error::io(path, "read"))?;
+    Ok(sum(&start))
+}
+
+/// Configuration, tokenizer and whatever else lies beside the weights.
+fn small_files(dir: &Path) -> Result<Vec<Small>> {
+    let mut small = Vec::new();
+    for entry in fs::read_dir(dir).map_err(Error::io(dir, "list"))? {
+        let entry = entry.map_err(Error::io(dir, "list"))?;
+        let Ok(file) = entry.file_name().into_string() else { continue };
+        let metadata = fs::metadata(entry.path()).map_err(Error::io(&entry.path(), "open"))?;
+        let weights =
+            WEIGHTS.iter().any(|form| file.ends_with(&format!(".{form}"))) || file.ends_with(".bin.index.json");
+        if metadata.is_file() && metadata.len() <= MAX_SMALL && !weights && !file.starts_with('.') {
+            small.push(Small { file, bytes: 0, sum: String::new() });
+        }
+    }
+    small.sort_by(|a, b| a.file.cmp(&b.file));
+    Ok(small)
+}

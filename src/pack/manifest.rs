@@ -1,0 +1,181 @@
+//! The manifest, `layerstream-pack.json`: what the result is made of, with a checksum for every run of rows of every tensor;
+//! and, while packing goes on, the record of what is done. It is replaced as a whole, never changed in place.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::Options;
+use super::files::{Steps, replace};
+use crate::checkpoint::{METADATA, Stored};
+use crate::error::{Error, Result};
+
+pub(crate) const MANIFEST: &str = "layerstream-pack.json";
+const VERSION: u32 = 1;
+/// Where tensors begin in a file if they can: at multiples of this, so that rows are read directly without a detour.
+pub const ALIGN: u64 = 4096;
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Manifest {
+    version: u32,
+    /// The encoding, as its metadata calls it.
+    to: String,
+    block: usize,
+    head: bool,
+    /// Nothing is left to do.
+    pub finished: bool,
+    /// Matrices that lie as their transpose, and stay as they are.
+    pub transposed: usize,
+    pub small: Vec<Small>,
+    pub shards: Vec<Shard>,
+}
+
+/// A file that was copied whole.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Small {
+    pub file: String,
+    pub bytes: u64,
+    pub sum: String,
+}
+
+/// A file of tensors.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Shard {
+    pub file: String,
+    pub bytes: u64,
+    /// It is safe on disk.
+    pub packed: bool,
+    /// The file that it is made from.
+    pub source: String,
+    pub source_bytes: u64,
+    /// Checksum of the beginning of the source.
+    pub source_sum: String,
+    /// In the order in which they lie in the file.
+    pub tensors: Vec<Entry>,
+}
+
+/// A tensor of the result.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Entry {
+    /// As in the file.
+    pub name: String,
+    pub dtype: String,
+    /// As in the file.
+    pub shape: Vec<usize>,
+    /// From the start of the file, in bytes.
+    pub offset: u64,
+    pub bytes: u64,
+    /// If it is packed, what the file says of it.
+    pub packed: Option<Stored>,
+    /// The type of the numbers before, and where they lay.
+    pub source_dtype: String,
+    pub source_offset: u64,
+    pub source_bytes: u64,
+    /// Bytes that a checksum is of; the last may be of fewer.
+    pub run: u64,
+    pub sums: Vec<String>,
+}
+
+impl Manifest {
+    pub fn new(options: &Options, transposed: usize, small: Vec<Small>, shards: Vec<Shard>) -> Manifest {
+        let (to, block) = (options.to.name().into(), options.to.block());
+        Manifest { version: VERSION, to, block, head: options.head, finished: false, transposed, small, shards }
+    }
+
+    /// That of a directory, if there is one.
+    pub fn read(dir: &Path) -> Result<Option<Manifest>> {
+        let path = dir.join(MANIFEST);
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Error::io(&path, "read")(error)),
+        };
+        let problem = match serde_json::from_slice::<Manifest>(&bytes) {
+            Ok(manifest) if manifest.version == VERSION && manifest.is_plain() => return Ok(Some(manifest)),
+            Ok(manifest) if manifest.version == VERSION => "names files outside of its directory".into(),
+            Ok(manifest) => format!("is of version {}; this program knows {VERSION}", manifest.version),
+            Err(error) => format!("is damaged: {error}"),
+        };
+        Err(Error::Checkpoint { path, problem })
+    }
+
+    fn is_plain(&self) -> bool {
+        let names = self.shards.iter().flat_map(|s| [&s.file, &s.source]).chain(self.small.iter().map(|s| &s.file));
+        names.into_iter().all(|name| Path::new(name).file_name().is_some_and(|file| file == name.as_str()))
+    }
+
+    /// What was begun, if it was with these options.
+    pub fn continued(self, dir: &Path, options: &Options) -> Result<Manifest> {
+        let wanted = (options.to.name(), options.to.block(), options.head);
+        let found = (self.to.as_str(), self.block, self.head);
+        if found == wanted {
+            return Ok(self);
+        }
+        let words = |(to, block, head): (&str, usize, bool)| {
+            format!("{to} with blocks of {block}{}", if head { " and the head" } else { "" })
+        };
+        let problem = format!("was begun as {}, not as {}: give another directory", words(found), words(wanted));
+        Err(Error::Request(format!("{}: {problem}", dir.display())))
+    }
+
+    pub fn write(&self, dir: &Path, steps: &Steps) -> Result<()> {
+        let text = serde_json::to_vec_pretty(self).expect("a manifest has no keys that are not text");
+        replace(&dir.join(MANIFEST), &text, steps)
+    }
+
+    /// Which tensor is in which file, in the form that all readers of safetensors know.
+    pub fn index(&self) -> Vec<u8> {
+        let places = self.shards.iter().flat_map(|s| s.tensors.iter().map(|t| (t.name.as_str(), s.file.as_str())));
+        let places: BTreeMap<&str, &str> = places.collect();
+        let total: u64 = self.shards.iter().flat_map(|shard| &shard.tensors).map(|tensor| tensor.bytes).sum();
+        let index = json!({"metadata": {"total_size": total}, "weight_map": places});
+        serde_json::to_vec_pretty(&index).expect("an index is text")
+    }
+}
+
+impl Shard {
+    /// Places the tensors behind a header with room for them, without gaps, as readers of safetensors demand. The first is at
+    /// a multiple of [`ALIGN`], and those with a multiple of it in bytes come first: so all of these are.
+    pub fn place(&mut self) {
+        // Offsets take more digits in a file than they do here, at most so many more each.
+        let longest: u64 = self.header_json().len() as u64 + 48 * self.tensors.len() as u64 + 16;
+        self.tensors.sort_by_key(|tensor| (tensor.bytes % ALIGN != 0, tensor.bytes % 8 != 0));
+        let mut at = (8 + longest).next_multiple_of(ALIGN);
+        for tensor in &mut self.tensors {
+            tensor.offset = at;
+            at += tensor.bytes;
+        }
+        self.bytes = at;
+    }
+
+    /// Length and header: the beginning of the file, up to its first tensor.
+    pub fn header(&self) -> Vec<u8> {
+        let start = self.tensors.first().map_or(self.bytes, |tensor| tensor.offset) as usize;
+        let json = self.header_json();
+        let mut header = ((start - 8) as u64).to_le_bytes().to_vec();
+        header.extend(json.as_bytes());
+        header.resize(start, b' ');
+        header
+    }
+
+    fn header_json(&self) -> String {
+        let packed: BTreeMap<_, _> =
+            self.tensors.iter().filter_map(|tensor| Some((&tensor.name, tensor.packed.as_ref()?))).collect();
+        let packed = serde_json::to_string(&packed).expect("names are text");
+        let mut entries = serde_json::Map::new();
+        entries.insert("__metadata__".into(), json!({"format": "pt", METADATA: packed}));
+        let start = self.tensors.first().map_or(0, |tensor| tensor.offset);
+        for tensor in &self.tensors {
+            let at = tensor.offset - start;
+            let entry = json!({
+                "dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [at, at + tensor.bytes],
+            });
+            entries.insert(tensor.name.clone(), entry);
+        }
+        Value::Object(entries).to_string()
+    }
+}

@@ -1,0 +1,381 @@
+//! `layerstream pack` and `verify`: what is written is what a plain implementation of the format makes; read back, the model
+//! computes with exactly those numbers; and whenever packing ends, source or result is complete.
+#![cfg(feature = "cli")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use layerstream::encoding::{NF4, scale_map};
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors, serialize_to_file};
+use serde_json::Value;
+
+fn demo() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("demo")
+}
+
+fn layerstream() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_layerstream"));
+    command.env_remove("RUST_LOG");
+    command
+}
+
+fn pack(model: &Path, out: &Path, args: &[&str]) -> Output {
+    layerstream().arg("pack").arg(model).arg("--out").arg(out).args(args).output().unwrap()
+}
+
+#[track_caller]
+fn succeeds(output: &Output) -> String {
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{text}");
+    text
+}
+
+#[track_caller]
+fn fails(output: &Output, words: &[&str]) {
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    for word in words {
+        assert!(text.contains(word), "`{word}` in {text}");
+    }
+}
+
+fn verify(dir: &Path) -> Output {
+    layerstream().arg("verify").arg(dir).output().unwrap()
+}
+
+fn copy_of_demo() -> tempfile::TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(demo()).unwrap() {
+        let from = entry.unwrap().path();
+        // The originals may be read-only, which a copy by `fs::copy` would be, too.
+        fs::write(copy.path().join(from.file_name().unwrap()), fs::read(&from).unwrap()).unwrap();
+    }
+    copy
+}
+
+/// Name, type, shape and bytes of every tensor in a directory.
+type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
+
+fn tensors(dir: &Path) -> Tensors {
+    let mut all = Tensors::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|e| e == "safetensors") {
+            let bytes = fs::read(path).unwrap();
+            for (name, view) in SafeTensors::deserialize(&bytes).unwrap().tensors() {
+                all.insert(name, (view.dtype(), view.shape().to_vec(), view.data().to_vec()));
+            }
+        }
+    }
+    all
+}
+
+fn bf16(bytes: &[u8]) -> Vec<f32> {
+    bytes.chunks_exact(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect()
+}
+
+/// A row, packed, and what it stands for.
+fn reference(row: &[f32], to: &str, block: usize) -> (Vec<u8>, Vec<f32>) {
+    let k = row.len();
+    let absmax: Vec<f32> = row.chunks(block).map(|b| b.iter().fold(0f32, |m, w| m.max(w.abs()))).collect();
+    let padded = k.next_multiple_of(64);
+    let floats = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+    let (mut bytes, numbers): (Vec<u8>, Vec<f32>) = if to == "int8" {
+        let scales: Vec<f32> = absmax.iter().map(|a| a / 127.0).collect();
+        let code = |i: usize| (row[i] / scales[i / block]).round_ties_even();
+        let codes: Vec<u8> = (0..padded).map(|i| if i < k { code(i) as i8 as u8 } else { 0 }).collect();
+        ([codes, floats(&scales)].concat(), (0..k).map(|i| code(i) * scales[i / block]).collect())
+    } else {
+        // Nearest by distance to the scaled number; where two are equally near, the lower.
+        let code = |i: usize| {
+            let x = row.get(i).map_or(0.0, |w| w * (1.0 / absmax[i / 64].max(1e-38)));
+            let middle = |i: usize| (NF4[i] + NF4[i + 1]) / 2.0;
+            (0..15).take_while(|i| x > middle(*i)).count()
+        };
+        let codes: Vec<u8> = (0..padded / 2).map(|i| (code(2 * i) << 4 | code(2 * i + 1)) as u8).collect();
+        let (behind, scales) = if to == "nf4" { (floats(&absmax), absmax.clone()) } else { doubled(&absmax) };
+        ([codes, behind].concat(), (0..k).map(|i| NF4[code(i)] * scales[i / 64]).collect())
+    };
+    bytes.resize(bytes.len().next_multiple_of(16), 0);
+    (bytes, numbers)
+}
+
+/// Scales as codes of the map, and what these stand for; rows of up to 256 scales.
+fn doubled(absmax: &[f32]) -> (Vec<u8>, Vec<f32>) {
+    let map = scale_map();
+    let offset = (absmax.iter().map(|a| f64::from(*a)).sum::<f64>() / absmax.len() as f64) as f32;
+    let outer = absmax.iter().fold(0f32, |m, a| m.max((a - offset).abs()));
+    let nearest = |a: &f32| {
+        let x = if outer > 0.0 { (a - offset) / outer } else { 0.0 };
+        (0..256).min_by(|i, j| (map[*i] - x).abs().total_cmp(&(map[*j] - x).abs())).unwrap()
+    };
+    let codes: Vec<usize> = absmax.iter().map(nearest).collect();
+    let mut bytes: Vec<u8> = codes.iter().map(|code| *code as u8).collect();
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    bytes.extend([outer, offset].iter().flat_map(|v| v.to_le_bytes()));
+    (bytes, codes.iter().map(|code| map[*code] * outer + offset).collect())
+}
+
+fn logits(model: &Path) -> Vec<u8> {
+    let out = tempfile::tempdir().unwrap();
+    let file = out.path().join("logits.safetensors");
+    let ids = (0..40).map(|i| (i * 37 % 1500).to_string()).collect::<Vec<_>>().join(",");
+    let mut command = layerstream();
+    command.arg("logits").arg(model).args(["--ids", &ids, "--ram", "32MiB", "--out"]).arg(&file);
+    succeeds(&command.output().unwrap());
+    fs::read(file).unwrap()
+}
+
+/// Packs the demo model and compares every tensor with the reference, and the logits with those of a checkpoint that has the
+/// unpacked numbers as float32.
+fn compare(to: &str, block: usize, args: &[&str]) {
+    let (out, plain) = (tempfile::tempdir().unwrap(), copy_of_demo());
+    succeeds(&pack(&demo(), out.path(), args));
+    succeeds(&verify(out.path()));
+    let (before, after) = (tensors(&demo()), tensors(out.path()));
+    let head = args.contains(&"--head");
+    let mut unpacked = Tensors::new();
+    assert_eq!(before.len(), after.len());
+    for (name, (dtype, shape, bytes)) in &before {
+        let matrix = name.ends_with("_proj.weight") || (head && name == "lm_head.weight");
+        if !matrix {
+            assert_eq!(after.get(name), Some(&(*dtype, shape.clone(), bytes.clone())), "{name}");
+            unpacked.insert(name.clone(), (*dtype, shape.clone(), bytes.clone()));
+            continue;
+        }
+        let rows = bf16(bytes);
+        let made: Vec<_> = rows.chunks_exact(shape[1]).map(|row| reference(row, to, block)).collect();
+        let packed: Vec<u8> = made.iter().flat_map(|(bytes, _)| bytes.clone()).collect();
+        let (found_type, found_shape, found) = &after[&format!("{name}.{to}")];
+        assert_eq!((*found_type, &found_shape[..]), (Dtype::U8, &[shape[0], packed.len() / shape[0]][..]), "{name}");
+        assert!(*found == packed, "{name} as {to}");
+        let numbers = made.iter().flat_map(|(_, numbers)| numbers.iter().flat_map(|n| n.to_le_bytes())).collect();
+        unpacked.insert(name.clone(), (Dtype::F32, shape.clone(), numbers));
+    }
+    for file in ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"]
+    {
+        fs::remove_file(plain.path().join(file)).unwrap();
+    }
+    let views = unpacked
+        .iter()
+        .map(|(name, (dtype, shape, bytes))| (name.clone(), TensorView::new(*dtype, shape.clone(), bytes).unwrap()));
+    serialize_to_file(views, None, &plain.path().join("model.safetensors")).unwrap();
+    assert!(logits(out.path()) == logits(plain.path()), "logits as {to}");
+}
+
+#[test]
+fn int8_is_what_the_format_says_and_computes_with_those_numbers() {
+    compare("int8", 128, &["--to", "int8"]);
+    compare("int8", 64, &["--to", "int8", "--block", "64", "--head"]);
+    compare("int8", 2048, &["--to", "int8", "--block", "2048", "--ram", "64KiB", "--threads", "2"]);
+}
+
+#[test]
+fn nf4_is_what_the_format_says_and_computes_with_those_numbers() {
+    compare("nf4", 64, &["--to", "nf4"]);
+    compare("nf4d", 64, &["--to", "nf4", "--double-quant", "--head"]);
+}
+
+#[test]
+fn a_packed_model_is_a_directory_like_any_other() {
+    let out = tempfile::tempdir().unwrap();
+    succeeds(&pack(&demo(), out.path(), &["--to", "nf4"]));
+    let inspect = layerstream().arg("inspect").arg(out.path()).arg("--json").output().unwrap();
+    succeeds(&inspect);
+    let report: Value = serde_json::from_slice(&inspect.stdout).unwrap();
+    assert_eq!(report["supported"], true, "{report}");
+    let mut generate = layerstream();
+    generate.arg("generate").arg(out.path()).args(["--chat", "What is the capital of France?", "--ram", "32MiB"]);
+    assert!(!generate.output().unwrap().stdout.is_empty());
+    // Packed again, or continued as something else, it is refused.
+    let again = tempfile::tempdir().unwrap();
+    fails(&pack(out.path(), again.path(), &["--to", "int8"]), &["quantised already", "nf4"]);
+    fails(&pack(&demo(), out.path(), &["--to", "int8"]), &["was begun as nf4"]);
+    succeeds(&pack(&demo(), out.path(), &["--to", "nf4"]));
+}
+
+#[test]
+fn what_cannot_be_packed_is_refused() {
+    let (model, out) = (copy_of_demo(), tempfile::tempdir().unwrap());
+    fs::write(out.path().join("mine.txt"), "precious").unwrap();
+    fails(&pack(model.path(), out.path(), &["--to", "int8"]), &["mine.txt", "empty directory"]);
+    let out = tempfile::tempdir().unwrap();
+    fails(&pack(model.path(), out.path(), &["--to", "int8", "--ram", "1KiB"]), &["--ram"]);
+    fails(&pack(model.path(), out.path(), &["--to", "nf4", "--block", "128"]), &["64"]);
+    // A number that is not finite.
+    let shard = model.path().join("model-00001-of-00002.safetensors");
+    let mut bytes = fs::read(&shard).unwrap();
+    let at = {
+        let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        let entries: Value = serde_json::from_slice(&bytes[8..header]).unwrap();
+        let matrix = entries.as_object().unwrap().iter().find(|(name, _)| name.ends_with("_proj.weight")).unwrap().1;
+        header + matrix["data_offsets"][0].as_u64().unwrap() as usize
+    };
+    bytes[at..at + 2].copy_from_slice(&[0x80, 0x7f]);
+    fs::write(&shard, bytes).unwrap();
+    fails(
+        &pack(model.path(), out.path(), &["--to", "int8", "--delete-original"]),
+        &["_proj.weight", "row 0", "not finite"],
+    );
+    assert!(shard.exists());
+}
+
+#[test]
+fn damage_is_found_and_named() {
+    let whole = tempfile::tempdir().unwrap();
+    succeeds(&pack(&demo(), whole.path(), &["--to", "int8", "--ram", "256KiB"]));
+    let shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"].map(|f| whole.path().join(f));
+    let good = shards.clone().map(|shard| fs::read(shard).unwrap());
+    let manifest: Value =
+        serde_json::from_slice(&fs::read(whole.path().join("layerstream-pack.json")).unwrap()).unwrap();
+    let last = manifest["shards"][1]["tensors"].as_array().unwrap().last().unwrap().clone();
+    // A flipped bit in the last tensor of the second file.
+    let mut flipped = good[1].clone();
+    *flipped.last_mut().unwrap() ^= 4;
+    fs::write(&shards[1], &flipped).unwrap();
+    fails(&verify(whole.path()), &["model-00002", last["name"].as_str().unwrap(), "not those that were written"]);
+    // Truncated.
+    fs::write(&shards[1], &good[1][..good[1].len() - 1]).unwrap();
+    fails(&verify(whole.path()), &["model-00002", "bytes, but"]);
+    // Swapped.
+    fs::write(&shards[1], &good[0]).unwrap();
+    fs::write(&shards[0], &good[1]).unwrap();
+    fails(&verify(whole.path()), &["model-00001"]);
+    for (shard, good) in shards.iter().zip(&good) {
+        fs::write(shard, good).unwrap();
+    }
+    succeeds(&verify(whole.path()));
+    // Another tokenizer.
+    let tokenizer = whole.path().join("tokenizer.json");
+    let mut bytes = fs::read(&tokenizer).unwrap();
+    bytes[100] ^= 1;
+    fs::write(&tokenizer, bytes).unwrap();
+    fails(&verify(whole.path()), &["tokenizer.json"]);
+    fs::remove_file(&shards[0]).unwrap();
+    fails(&verify(whole.path()), &["tokenizer.json"]);
+    fails(&verify(&demo()), &["layerstream pack"]);
+}
+
+/// Bytes of a run of the kill tests: few, so that there are many operations to be killed at.
+const FEW: [&str; 6] = ["--to", "int8", "--ram", "256KiB", "--delete-original", "--threads"];
+
+/// Every tensor of the original is either whole in the source, or whole in the result.
+fn nothing_is_lost(source: &Path, out: &Path, original: &Path, finished: &Path) {
+    for shard in ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"] {
+        let same = |dir: &Path, reference: &Path| match fs::read(dir.join(shard)) {
+            Ok(bytes) => bytes == fs::read(reference.join(shard)).unwrap(),
+            Err(_) => false,
+        };
+        assert!(same(source, original) || same(out, finished), "{shard} is neither in source nor in result");
+    }
+}
+
+#[test]
+fn killed_at_any_operation_nothing_is_lost_and_it_goes_on() {
+    let (original, finished) = (copy_of_demo(), tempfile::tempdir().unwrap());
+    let keep: Vec<&str> = FEW.iter().copied().filter(|arg| *arg != "--delete-original").chain(["1"]).collect();
+    succeeds(&pack(original.path(), finished.path(), &keep));
+    let (mut killed, mut at) = (0, 0);
+    loop {
+        let (source, out) = (copy_of_demo(), tempfile::tempdir().unwrap());
+        let mut ended = false;
+        // Killed, the run that continues it killed a little further on, and then left alone.
+        for round in 0.. {
+            let limit = (at + 3 * round).to_string();
+            let abort: &[&str] = if round < 2 { &["--abort-at", &limit] } else { &[] };
+            let args: Vec<&str> = FEW.iter().chain(&["2"]).chain(abort).copied().collect();
+            let output = pack(source.path(), out.path(), &args);
+            nothing_is_lost(source.path(), out.path(), original.path(), finished.path());
+            if output.status.success() {
+                ended = round == 0;
+                break;
+            }
+            assert_eq!(output.status.code(), None, "{}", String::from_utf8_lossy(&output.stderr));
+            killed += 1;
+        }
+        succeeds(&verify(out.path()));
+        assert!(tensors(out.path()) == tensors(finished.path()));
+        assert!(
+            fs::read_dir(source.path()).unwrap().all(|e| e
+                .unwrap()
+                .path()
+                .extension()
+                .is_none_or(|e| e != "safetensors"))
+        );
+        if ended {
+            break;
+        }
+        at += 1;
+    }
+    println!("killed {killed} times, at {at} operations");
+    assert!(killed >= 100, "only {killed} kills");
+}
+
+#[test]
+fn killed_at_any_time_nothing_is_lost() {
+    let (original, finished) = (copy_of_demo(), tempfile::tempdir().unwrap());
+    succeeds(&pack(original.path(), finished.path(), &["--to", "int8", "--ram", "128KiB"]));
+    let args: Vec<&str> = FEW.iter().copied().chain(["2"]).collect();
+    for round in 0..12u64 {
+        let (source, out) = (copy_of_demo(), tempfile::tempdir().unwrap());
+        for _ in 0..4 {
+            let mut child = layerstream()
+                .arg("pack")
+                .arg(source.path())
+                .arg("--out")
+                .arg(out.path())
+                .args(&args)
+                .stderr(std::process::Stdio::null())
+                .spawn()
+                .unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(5 + round * 7));
+            // Signal 9.
+            child.kill().unwrap();
+            let status = child.wait().unwrap();
+            nothing_is_lost(source.path(), out.path(), original.path(), finished.path());
+            if status.success() {
+                break;
+            }
+        }
+        succeeds(&pack(source.path(), out.path(), &args));
+        succeeds(&verify(out.path()));
+    }
+}
+
+#[test]
+fn another_source_is_not_mixed_in() {
+    let (source, out) = (copy_of_demo(), tempfile::tempdir().unwrap());
+    let output = pack(source.path(), out.path(), &["--to", "nf4", "--ram", "128KiB", "--abort-at", "60"]);
+    assert_eq!(output.status.code(), None);
+    for shard in ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"] {
+        let path = source.path().join(shard);
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[100_000] ^= 1;
+        fs::write(&path, bytes).unwrap();
+    }
+    fails(&pack(source.path(), out.path(), &["--to", "nf4"]), &["is not the file that"]);
+}
+
+/// SHA-256 over the matrices of the demo model by name, of each the codes and then the absolute maxima (float32), as
+/// `bitsandbytes.functional.quantize_4bit(weight, blocksize=64, quant_type="nf4")` of bitsandbytes 0.50.2 makes them on a CPU.
+const BITSANDBYTES: &str = "c5a72e7035475f8c0f6c3929c71c34da04d46e34b18c5e64ebd664dcb54d61ff";
+
+#[test]
+fn nf4_is_what_bitsandbytes_makes_of_the_same_weights() {
+    use sha2::{Digest, Sha256};
+    let out = tempfile::tempdir().unwrap();
+    succeeds(&pack(&demo(), out.path(), &["--to", "nf4"]));
+    let (before, mut all) = (tensors(&demo()), Sha256::new());
+    for (name, (_, shape, bytes)) in tensors(out.path()) {
+        let Some(name) = name.strip_suffix(".nf4") else { continue };
+        let (rows, k) = (before[name].1[0], before[name].1[1]);
+        assert_eq!((shape[0], k % 64), (rows, 0));
+        bytes.chunks_exact(shape[1]).for_each(|row| all.update(&row[..k / 2]));
+        bytes.chunks_exact(shape[1]).for_each(|row| all.update(&row[k / 2..][..k / 64 * 4]));
+    }
+    let digest: String = all.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(digest, BITSANDBYTES);
+}
