@@ -1,7 +1,7 @@
-// Rows picked by number, from one dtype to another, scaled on the way: see ConvertParams.
+// Rows picked by number, from one dtype or from blocks of GGUF to another, scaled on the way: see ConvertParams.
 //
-// A thread has eight elements: 16 bytes of a 16-bit row, two times 16 of a float32 one.
-#include "tile.cuh"
+// A thread has eight elements: 16 bytes of a 16-bit row, two times 16 of a float32 one. Of blocks it has sixteen.
+#include "gguf.cuh"
 
 // --- naive twin: one thread an element -------------------------------------------------------------------------------
 
@@ -70,3 +70,36 @@ KERNEL(convert, ConvertParams, 256) {
             if (within(column + j, p.cols)) store_element(p.out, to + j, p.out_dtype, v[j]);
     }
 }
+
+// --- blocks of GGUF --------------------------------------------------------------------------------------------------
+
+template <class E> __device__ void naive_convert_blocks(const ConvertParams& p) {
+    long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= (long long)p.rows * p.cols) return;
+    int row = int(i / p.cols), column = int(i % p.cols);
+    Weights table = {};
+    table.data = p.in;
+    float v = E::at(table, p.cols, p.ids ? p.ids[row] : row, column);
+    store_element(p.out, row * p.out_stride + column, p.out_dtype, v * p.scale);
+}
+
+template <class E> __device__ void convert_blocks(const ConvertParams& p) {
+    int chunks = p.cols / E::CHUNK;
+    long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    if (!within(i, (long long)p.rows * chunks)) return;
+    int row = int(i / chunks), column = int(i % chunks) * E::CHUNK;
+    Weights table = {};
+    table.data = p.in;
+    float v[E::CHUNK];
+    E::values(E::load(table, p.cols, p.ids ? p.ids[row] : row, column), NoTable(), v);
+    for (int j = 0; j < E::CHUNK; j++) store_element(p.out, row * p.out_stride + column + j, p.out_dtype, v[j] * p.scale);
+}
+
+#define CONVERT_BLOCKS(encoding, E)                                                                                    \
+    KERNEL(naive_convert_##encoding, ConvertParams, 128) { naive_convert_blocks<E>(p); }                               \
+    KERNEL(convert_##encoding, ConvertParams, 256) { convert_blocks<E>(p); }
+CONVERT_BLOCKS(q8_0, Q8_0)
+CONVERT_BLOCKS(q4_0, Q4_0)
+CONVERT_BLOCKS(q4_k, Q4K)
+CONVERT_BLOCKS(q5_k, Q5K)
+CONVERT_BLOCKS(q6_k, Q6K)

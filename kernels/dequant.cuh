@@ -10,7 +10,7 @@
 //   scale(loaded, ...)    that scale
 // All but `at` are for rows of whole steps only (`whole_steps`): STEP elements then share one scale and are aligned.
 // Unscaled operands are exact for int8 and fp8, and one rounding away for nf4. SCALED says whether there are scales, DECODED
-// whether operands are something else than the bytes that were loaded.
+// whether operands are something else than the bytes that were loaded. gguf.cuh has the decoders of GGUF's blocks.
 #pragma once
 #include "tile.cuh"
 

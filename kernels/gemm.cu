@@ -9,7 +9,7 @@
 // block, so they come through the L1 cache; a copy in shared memory would be read once as well.
 //
 // The order of all additions follows from k and the encoding: a row of activations gives the same bits alone and among 63.
-#include "dequant.cuh"
+#include "gguf.cuh"
 
 constexpr int WARPS = 8;
 
@@ -108,7 +108,7 @@ __device__ __forceinline__ void multiply_step(const GemmParams& p, int k0, int n
 template <class E, int Tiles, int Columns>
 __device__ __forceinline__ void multiply_whole(const GemmParams& p, int first, const typename E::OperandTable& table,
                                                float (&sums)[Columns][Tiles][4]) {
-    constexpr int DEPTH = 64 / (Tiles * int(sizeof(typename E::Chunk))), STRIDE = WARPS * STEP<E>;
+    constexpr int BYTES = Tiles * int(sizeof(typename E::Chunk)), DEPTH = BYTES < 64 ? 64 / BYTES : 1, STRIDE = WARPS * STEP<E>;
     int warp = threadIdx.x / 32, group = threadIdx.x % 32 / 4, piece = threadIdx.x % 4 * E::CHUNK;
     Activations<E> x = load_activations<E>(p, 0, warp * STEP<E>, true);
     for (int k0 = warp * STEP<E>; k0 < p.k; k0 += DEPTH * STRIDE) {
@@ -313,6 +313,11 @@ GEMM(int8, Int8)
 GEMM(fp8, Fp8)
 GEMM(nf4, Nf4)
 GEMM(mxfp4, Mxfp4)
+GEMM(q8_0, Q8_0)
+GEMM(q4_0, Q4_0)
+GEMM(q4_k, Q4K)
+GEMM(q5_k, Q5K)
+GEMM(q6_k, Q6K)
 KERNEL(naive_gemm_f32, GemmParams, 256) { naive_gemm<F32>(p); }
 KERNEL(gemm_f32_m8, GemmParams, 256) { simt_gemm<F32, 16>(p); }
 KERNEL(gemm_f32_m64, GemmParams, 256) { simt_gemm<F32, 32>(p); }

@@ -8,7 +8,7 @@
 //
 // Rows that do not divide into steps of their encoding (whole_steps; src/launch/gemm_prefill.rs sees to that), float32, and
 // sm_75 go without tensor cores, in float32.
-#include "dequant.cuh"
+#include "gguf.cuh"
 
 constexpr int THREADS = 128, TILE = 128, PIECES = 8; // PIECES of 8 16-bit numbers are a row of a slice
 constexpr int SLICE = 8 * PIECES;
@@ -114,21 +114,23 @@ __device__ __forceinline__ void copy_slice(uint4* stage, const void* data, uint3
     }
 }
 
-// A thread's part of an undecoded slice: one chunk in each of the rows thread / 4, 32 + thread / 4, …
+// A thread's part of an undecoded slice: one chunk in each of the rows thread / 4, 32 + thread / 4, … Chunk c of slice s is
+// the thread's chunk 4 s + c, and is loaded AHEAD chunks before it is decoded: as many as there are registers for.
 constexpr int CHUNKS = 4;
 template <class E> struct Undecoded {
     static_assert(STEP<E> == SLICE && THREADS * CHUNKS * E::CHUNK == TILE * SLICE, "a slice is one step, four chunks a thread");
-    typename E::Chunk chunk[CHUNKS];
-    typename E::LoadedScale scale[CHUNKS];
+    static constexpr int AHEAD = sizeof(typename E::Chunk) <= 16 ? 4 : sizeof(typename E::Chunk) <= 40 ? 2 : 1;
+    typename E::Chunk chunk[AHEAD];
+    typename E::LoadedScale scale[AHEAD];
 
     __device__ __forceinline__ void load(const GemmParams& p, const int* rows, int k0, int c) {
         int row = rows[c * (TILE / CHUNKS) + threadIdx.x / 4];
-        chunk[c] = E::load(p.w, p.k, row, k0 + threadIdx.x % 4 * E::CHUNK);
-        scale[c] = E::load_scale(p.w, p.k, row, k0);
+        chunk[c % AHEAD] = E::load(p.w, p.k, row, k0 + threadIdx.x % 4 * E::CHUNK);
+        scale[c % AHEAD] = E::load_scale(p.w, p.k, row, k0);
     }
     __device__ __forceinline__ void decode(uint4* stage, const typename E::ValueTable& table, int c) const {
-        float v[E::CHUNK], s = E::scale(scale[c], table);
-        E::values(chunk[c], table, v);
+        float v[E::CHUNK], s = E::scale(scale[c % AHEAD], table);
+        E::values(chunk[c % AHEAD], table, v);
         int row = c * (TILE / CHUNKS) + threadIdx.x / 4, piece = threadIdx.x % 4 * 2;
         for (int h = 0; h < 2; h++) {
             uint32_t o[4];
@@ -139,6 +141,7 @@ template <class E> struct Undecoded {
 };
 // Nothing, where slices are copied.
 struct Copied {
+    static constexpr int AHEAD = CHUNKS;
     __device__ __forceinline__ void load(const GemmParams&, const int*, int, int) {}
     template <class Table> __device__ __forceinline__ void decode(uint4*, const Table&, int) const {}
 };
@@ -202,17 +205,19 @@ template <class E> __device__ void tensor_gemm(const PrefillParams& prefill) {
         }
         cp_async_commit();
     };
-    typename AheadOf<E, E::DECODED>::Type ahead;
-    // Chunk c of a slice from registers to its stage; that of the slice after it takes its place. (The last slice is decoded
-    // once more than it is used.)
+    using Ahead = typename AheadOf<E, E::DECODED>::Type;
+    Ahead ahead;
+    // Chunk c of a slice from registers to its stage; the one AHEAD after it takes its place. (The last slice is decoded once
+    // more than it is used.)
     auto refill = [&](int slice, int c) {
         ahead.decode(w_stage(slice), table, c);
-        ahead.load(p, w_rows, clamped(slice + 1, slices) * SLICE, c);
+        int next = c + Ahead::AHEAD;
+        ahead.load(p, w_rows, clamped(slice + next / CHUNKS, slices) * SLICE, next % CHUNKS);
     };
 
     copy(0);
     copy(1);
-    for (int c = 0; c < CHUNKS; c++) ahead.load(p, w_rows, 0, c);
+    for (int c = 0; c < Ahead::AHEAD; c++) ahead.load(p, w_rows, 0, c);
     for (int c = 0; c < CHUNKS; c++) refill(0, c);
     refill(1, 0);
     cp_async_wait<1>();
@@ -352,3 +357,8 @@ GEMM_PREFILL_TENSOR(int8, Int8)
 GEMM_PREFILL_TENSOR(fp8, Fp8)
 GEMM_PREFILL_TENSOR(nf4, Nf4)
 GEMM_PREFILL_TENSOR(mxfp4, Mxfp4)
+GEMM_PREFILL_TENSOR(q8_0, Q8_0)
+GEMM_PREFILL_TENSOR(q4_0, Q4_0)
+GEMM_PREFILL_TENSOR(q4_k, Q4K)
+GEMM_PREFILL_TENSOR(q5_k, Q5K)
+GEMM_PREFILL_TENSOR(q6_k, Q6K)

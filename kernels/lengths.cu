@@ -2,7 +2,7 @@
 //
 // A warp has a row, so the order of additions is that of k, wherever the matrix is cut into tiles. What is read here is what
 // the multiply reads next.
-#include "dequant.cuh"
+#include "gguf.cuh"
 
 // --- naive twin: one thread a row ------------------------------------------------------------------------------------
 
@@ -41,3 +41,8 @@ ROW_LENGTHS(int8, Int8)
 ROW_LENGTHS(fp8, Fp8)
 ROW_LENGTHS(nf4, Nf4)
 ROW_LENGTHS(mxfp4, Mxfp4)
+ROW_LENGTHS(q8_0, Q8_0)
+ROW_LENGTHS(q4_0, Q4_0)
+ROW_LENGTHS(q4_k, Q4K)
+ROW_LENGTHS(q5_k, Q5K)
+ROW_LENGTHS(q6_k, Q6K)

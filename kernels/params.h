@@ -75,7 +75,8 @@ struct RopeParams {
 };
 
 /* convert (convert.cu): out[r] = scale * in[rows of in picked by ids]. Embedding lookup, a choice of rows, a change of
- * dtype. `in` and `out` are different memory. */
+ * dtype. `in` and `out` are different memory. convert_q8_0 and so on: the same of rows of GGUF's blocks, 16-byte aligned,
+ * without in_stride and in_dtype. */
 struct ConvertParams {
     const void *in;            /* [any, cols] */
     const int *ids;            /* [rows]: row of `in`; optional: r itself */
@@ -120,6 +121,7 @@ struct AttentionParams {
  *                 matrix. Nested: scale[block] = nested_map[u8] * nested_scale[block / 256] + nested_offset
  *   mxfp4         w = E2M1[q] * 2^(scale[row][i / 32] - 127); two in a byte, the first in the low half; k is a multiple of 32
  *   fp8           e4m3, w = q * scale[row >> row_shift][i >> column_shift] (0x7f reads as 480, not as NaN)
+ *   q8_0 … q6_k   GGUF's blocks of 32 or 256 numbers, of which rows are made (gguf.cuh)
  *
  * Scales are indexed as for the whole matrix, whichever rows the tile has. Whoever holds only a part of them passes the
  * address where the first one would be. */

@@ -173,6 +173,8 @@ fn pattern(encoding: Encoding) -> Vec<u8> {
         Encoding::Fp8 => {
             numbers.map(|v| (v * 126.0) as i8 as u8).map(|q| if q & 0x7f == 0x7f { 0 } else { q }).collect()
         }
+        // Below 0x70, so that no two bytes are a float16 that is not finite.
+        _ => numbers.map(|v| ((v + 1.0) * 55.0) as u8).collect(),
     }
 }
 
@@ -181,8 +183,20 @@ mod tests {
     use super::*;
     use crate::host::{Copies, Dialect, HostDevice, Order, Schedule};
 
-    const ENCODINGS: [Encoding; 7] =
-        [Encoding::F32, Encoding::F16, Encoding::Bf16, Encoding::Int8, Encoding::Fp8, Encoding::Nf4, Encoding::Mxfp4];
+    const ENCODINGS: [Encoding; 12] = [
+        Encoding::F32,
+        Encoding::F16,
+        Encoding::Bf16,
+        Encoding::Int8,
+        Encoding::Fp8,
+        Encoding::Nf4,
+        Encoding::Mxfp4,
+        Encoding::Q8_0,
+        Encoding::Q4_0,
+        Encoding::Q4K,
+        Encoding::Q5K,
+        Encoding::Q6K,
+    ];
 
     /// Runs every bench on the host build, where an argument that is wrong shows as a fault or as NaN.
     #[test]
@@ -191,6 +205,7 @@ mod tests {
         for bench in ALL {
             for encoding in ENCODINGS {
                 for (m, n, k) in [(1, 128, 256), (9, 33, 192)] {
+                    let k = k.next_multiple_of(encoding.multiple());
                     let mut device = HostDevice::new(Dialect::Sm90, schedule);
                     let shape = Shape { m, n, k, encoding, context: 70, heads: 4, kv_heads: 2, head_dim: 64 };
                     let case = (bench.prepare)(&mut device, &shape).expect("memory");

@@ -17,6 +17,7 @@ pub mod convert;
 pub mod gated_add;
 pub mod gemm;
 pub mod gemm_prefill;
+mod gguf;
 pub mod lengths;
 pub mod mlp;
 pub mod moe;
@@ -41,6 +42,7 @@ macro_rules! every_check {
             gemm_rows_do_not_depend_on_their_neighbours: $crate::check::gemm::check_neighbours;
             rope_matches_float64: $crate::check::rope::check;
             convert_matches_float64: $crate::check::convert::check;
+            convert_of_blocks_matches_float64: $crate::check::convert::check_blocks;
             attention_prefill_matches_float64: $crate::check::attention::check_prefill;
             attention_decode_matches_float64: $crate::check::attention::check_decode;
             gemm_prefill_matches_float64: $crate::check::gemm_prefill::check;

@@ -142,8 +142,20 @@ fn positive(text: &str) -> Result<usize, String> {
 
 fn encoding(text: &str) -> Result<Encoding, String> {
     use Encoding::*;
-    let all =
-        [("f32", F32), ("f16", F16), ("bf16", Bf16), ("int8", Int8), ("fp8", Fp8), ("nf4", Nf4), ("mxfp4", Mxfp4)];
+    let all = [
+        ("f32", F32),
+        ("f16", F16),
+        ("bf16", Bf16),
+        ("int8", Int8),
+        ("fp8", Fp8),
+        ("nf4", Nf4),
+        ("mxfp4", Mxfp4),
+        ("q8_0", Q8_0),
+        ("q4_0", Q4_0),
+        ("q4_k", Q4K),
+        ("q5_k", Q5K),
+        ("q6_k", Q6K),
+    ];
     let found = all.iter().find(|(name, _)| *name == text).map(|&(_, encoding)| encoding);
     found.ok_or_else(|| format!("there are {}", all.map(|(name, _)| name).join(", ")))
 }

@@ -88,9 +88,6 @@ fn median_nmse(a: &[f32], b: &[f32], positions: usize) -> f64 {
     errors[positions / 2] * positions as f64 / spread
 }
 
-/// Cases that have something for which there is no kernel yet; each must be refused by name.
-const WITHOUT_KERNELS: [&str; 2] = ["gguf_q4_k_m", "gguf_q8_0"];
-
 /// Cases whose weights are widened to float32 first, which changes none of them, and which are then held to the gate of float32.
 ///
 /// As it is, the first token of this one's first prompt has a query so nearly orthogonal to its key that the rounding of
@@ -176,11 +173,6 @@ fn check(name: &str, seed: u64) -> Result<(), String> {
         crate::parent::End::Done(outcomes, report) => (outcomes, report),
         other => return Err(format!("{name}: {other:?}")),
     };
-    if WITHOUT_KERNELS.contains(&name) {
-        let refused = outcomes[0].errors.iter().any(|error| error.contains("cannot be computed on a GPU yet"));
-        println!("SKIPPED: {name}: {:?}", outcomes[0].errors);
-        return if refused { Ok(()) } else { Err(format!("{name} is not refused: {:?}", outcomes[0].errors)) };
-    }
     if let Some(error) = outcomes.iter().flat_map(|outcome| &outcome.errors).next() {
         return Err(format!("{name}: {error}"));
     }

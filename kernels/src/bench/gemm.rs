@@ -28,6 +28,11 @@ fn sizes(shape: &Shape) -> (usize, usize) {
         Encoding::Nf4 => (elements.div_ceil(2), elements.div_ceil(1 << BLOCK) * 4),
         Encoding::Mxfp4 => (elements.div_ceil(2), elements.div_ceil(32)),
         Encoding::Fp8 => (elements, shape.n.div_ceil(1 << FP8_BLOCK) * shape.k.div_ceil(1 << FP8_BLOCK) * 4),
+        Encoding::Q8_0 => (elements / 32 * 34, 0),
+        Encoding::Q4_0 => (elements / 32 * 18, 0),
+        Encoding::Q4K => (elements / 256 * 144, 0),
+        Encoding::Q5K => (elements / 256 * 176, 0),
+        Encoding::Q6K => (elements / 256 * 210, 0),
     }
 }
 
@@ -44,6 +49,10 @@ fn goal(shape: &Shape) -> Option<Goal> {
 /// A weight, activations, and a product of m rows that is NaN. Also returns the bytes of all.
 fn product(device: &mut dyn Device, shape: &Shape) -> Result<(GemmParams, usize), String> {
     let &Shape { m, n, k, encoding, .. } = shape;
+    let multiple = encoding.multiple();
+    if !k.is_multiple_of(multiple) {
+        return Err(format!("rows of {encoding:?} are whole blocks: --k is a multiple of {multiple}"));
+    }
     let (weight_bytes, scale_bytes) = sizes(shape);
     let scales = match encoding {
         Encoding::Mxfp4 => vec![120],

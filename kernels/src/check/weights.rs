@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 use rand::RngExt;
 
-use super::Check;
+use super::{Check, gguf};
 use crate::launch::gemm::Encoding;
 use crate::params::Weights;
 
@@ -24,10 +24,12 @@ pub enum Form {
         nested: bool,
     },
     Mxfp4,
+    /// GGUF's.
+    Blocks(Encoding),
 }
 
 /// Every encoding, with the layouts of scales that exist and some that are awkward.
-pub const FORMS: [Form; 13] = [
+pub const FORMS: [Form; 18] = [
     Form::Plain(Encoding::F32),
     Form::Plain(Encoding::F16),
     Form::Plain(Encoding::Bf16),
@@ -41,12 +43,17 @@ pub const FORMS: [Form; 13] = [
     Form::Nf4 { block: 6, nested: true },
     Form::Nf4 { block: 5, nested: false },
     Form::Mxfp4,
+    Form::Blocks(Encoding::Q8_0),
+    Form::Blocks(Encoding::Q4_0),
+    Form::Blocks(Encoding::Q4K),
+    Form::Blocks(Encoding::Q5K),
+    Form::Blocks(Encoding::Q6K),
 ];
 
 impl Form {
     pub fn encoding(self) -> Encoding {
         match self {
-            Form::Plain(encoding) => encoding,
+            Form::Plain(encoding) | Form::Blocks(encoding) => encoding,
             Form::Int8Blocks(_) | Form::Int8Rows => Encoding::Int8,
             Form::Fp8 { .. } => Encoding::Fp8,
             Form::Nf4 { .. } => Encoding::Nf4,
@@ -56,7 +63,7 @@ impl Form {
 
     /// The least number of columns that it can have, of so many or more.
     pub fn columns(self, k: usize) -> usize {
-        if self == Form::Mxfp4 { k.next_multiple_of(32) } else { k }
+        k.next_multiple_of(self.encoding().multiple())
     }
 }
 
@@ -91,6 +98,11 @@ pub fn random_tile(check: &mut Check, form: Form, first: usize, n: usize, k: usi
     let mut weights = Weights { first_row: first as i32, ..Weights::default() };
     let numbers: Vec<f64> = match form {
         Form::Plain(encoding) => plain(check, &mut weights, encoding, n * k),
+        Form::Blocks(encoding) => {
+            let (bytes, numbers) = gguf::random(check, encoding, n * k);
+            weights.data = check.input(&bytes).cast();
+            numbers
+        }
         Form::Int8Blocks(_) | Form::Int8Rows => {
             let q: Vec<i8> = (0..n * k).map(|_| check.rng.random()).collect();
             let shift = if let Form::Int8Blocks(shift) = form { shift } else { -1 };

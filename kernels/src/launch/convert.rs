@@ -1,6 +1,7 @@
 //! Launches of convert.cu: gathers of rows and conversions between element types.
 
 use super::Launch;
+use super::gemm::Encoding;
 use crate::params::ConvertParams;
 
 /// Picks, scales and converts rows: one thread eight elements.
@@ -13,4 +14,33 @@ pub fn convert(params: &ConvertParams) -> Launch {
 pub fn naive_convert(params: &ConvertParams) -> Launch {
     let elements = params.rows as usize * params.cols as usize;
     Launch::linear("naive_convert", elements.div_ceil(128), 128)
+}
+
+/// The same of rows of GGUF's blocks: one thread sixteen elements.
+///
+/// # Panics
+/// For an encoding without blocks of its own.
+pub fn convert_blocks(encoding: Encoding, params: &ConvertParams) -> Launch {
+    let kernel = match encoding {
+        Encoding::Q8_0 => "convert_q8_0",
+        Encoding::Q4_0 => "convert_q4_0",
+        Encoding::Q4K => "convert_q4_k",
+        Encoding::Q5K => "convert_q5_k",
+        Encoding::Q6K => "convert_q6_k",
+        other => panic!("{other:?} has no blocks"),
+    };
+    Launch::linear(kernel, (params.rows as usize * params.cols as usize / 16).div_ceil(256), 256)
+}
+
+/// The naive twin of [`convert_blocks`]: one thread an element.
+pub fn naive_convert_blocks(encoding: Encoding, params: &ConvertParams) -> Launch {
+    let kernel = match encoding {
+        Encoding::Q8_0 => "naive_convert_q8_0",
+        Encoding::Q4_0 => "naive_convert_q4_0",
+        Encoding::Q4K => "naive_convert_q4_k",
+        Encoding::Q5K => "naive_convert_q5_k",
+        Encoding::Q6K => "naive_convert_q6_k",
+        other => panic!("{other:?} has no blocks"),
+    };
+    Launch::linear(kernel, (params.rows as usize * params.cols as usize).div_ceil(128), 128)
 }

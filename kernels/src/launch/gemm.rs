@@ -13,6 +13,22 @@ pub enum Encoding {
     Fp8,
     Nf4,
     Mxfp4,
+    Q8_0,
+    Q4_0,
+    Q4K,
+    Q5K,
+    Q6K,
+}
+
+impl Encoding {
+    /// Numbers that a row is a multiple of.
+    pub fn multiple(self) -> usize {
+        match self {
+            Encoding::Mxfp4 | Encoding::Q8_0 | Encoding::Q4_0 => 32,
+            Encoding::Q4K | Encoding::Q5K | Encoding::Q6K => 256,
+            _ => 1,
+        }
+    }
 }
 
 /// Rows of activations that [`decode`] takes.
@@ -39,6 +55,16 @@ pub fn decode(encoding: Encoding, params: &GemmParams) -> Launch {
         (Nf4, false) => ("gemm_nf4_m64", 32),
         (Mxfp4, true) => ("gemm_mxfp4_m8", 16),
         (Mxfp4, false) => ("gemm_mxfp4_m64", 32),
+        (Q8_0, true) => ("gemm_q8_0_m8", 16),
+        (Q8_0, false) => ("gemm_q8_0_m64", 32),
+        (Q4_0, true) => ("gemm_q4_0_m8", 16),
+        (Q4_0, false) => ("gemm_q4_0_m64", 32),
+        (Q4K, true) => ("gemm_q4_k_m8", 16),
+        (Q4K, false) => ("gemm_q4_k_m64", 32),
+        (Q5K, true) => ("gemm_q5_k_m8", 16),
+        (Q5K, false) => ("gemm_q5_k_m64", 32),
+        (Q6K, true) => ("gemm_q6_k_m8", 16),
+        (Q6K, false) => ("gemm_q6_k_m64", 32),
     };
     Launch::linear(kernel, (params.n as usize).div_ceil(rows), 256)
 }
@@ -53,6 +79,11 @@ pub fn naive(encoding: Encoding, params: &GemmParams) -> Launch {
         Encoding::Fp8 => "naive_gemm_fp8",
         Encoding::Nf4 => "naive_gemm_nf4",
         Encoding::Mxfp4 => "naive_gemm_mxfp4",
+        Encoding::Q8_0 => "naive_gemm_q8_0",
+        Encoding::Q4_0 => "naive_gemm_q4_0",
+        Encoding::Q4K => "naive_gemm_q4_k",
+        Encoding::Q5K => "naive_gemm_q5_k",
+        Encoding::Q6K => "naive_gemm_q6_k",
     };
     let columns = to_u32((params.n as usize).div_ceil(256));
     Launch { kernel, grid: [columns, params.m as u32, 1], block: [256, 1, 1], shared: 0 }

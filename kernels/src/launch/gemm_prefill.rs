@@ -21,7 +21,9 @@ fn whole_steps(encoding: Encoding, w: &Weights, k: i32) -> bool {
         Encoding::Int8 => k % 64 == 0 && (w.block_shift < 0 || w.block_shift >= 6),
         Encoding::Fp8 => k % 64 == 0 && w.column_shift >= 6,
         Encoding::Nf4 => k % 64 == 0 && w.block_shift >= 6,
-        Encoding::Mxfp4 => k % 64 == 0,
+        Encoding::Mxfp4 | Encoding::Q8_0 | Encoding::Q4_0 | Encoding::Q4K | Encoding::Q5K | Encoding::Q6K => {
+            k % 64 == 0
+        }
     }
 }
 
@@ -44,6 +46,16 @@ pub fn prefill(encoding: Encoding, params: &PrefillParams) -> Launch {
         (Nf4, false) => ("gemm_prefill_nf4_simt", SIMT_SHARED),
         (Mxfp4, true) => ("gemm_prefill_mxfp4", TENSOR_SHARED),
         (Mxfp4, false) => ("gemm_prefill_mxfp4_simt", SIMT_SHARED),
+        (Q8_0, true) => ("gemm_prefill_q8_0", TENSOR_SHARED),
+        (Q8_0, false) => ("gemm_prefill_q8_0_simt", SIMT_SHARED),
+        (Q4_0, true) => ("gemm_prefill_q4_0", TENSOR_SHARED),
+        (Q4_0, false) => ("gemm_prefill_q4_0_simt", SIMT_SHARED),
+        (Q4K, true) => ("gemm_prefill_q4_k", TENSOR_SHARED),
+        (Q4K, false) => ("gemm_prefill_q4_k_simt", SIMT_SHARED),
+        (Q5K, true) => ("gemm_prefill_q5_k", TENSOR_SHARED),
+        (Q5K, false) => ("gemm_prefill_q5_k_simt", SIMT_SHARED),
+        (Q6K, true) => ("gemm_prefill_q6_k", TENSOR_SHARED),
+        (Q6K, false) => ("gemm_prefill_q6_k_simt", SIMT_SHARED),
     };
     let tiles = |n: i32| usize::try_from(n).expect("sizes are not negative").div_ceil(TILE);
     Launch { shared, ..Launch::linear(kernel, tiles(product.m) * tiles(product.n), 128) }
@@ -59,6 +71,11 @@ pub fn naive(encoding: Encoding, params: &PrefillParams) -> Launch {
         Encoding::Fp8 => "naive_gemm_prefill_fp8",
         Encoding::Nf4 => "naive_gemm_prefill_nf4",
         Encoding::Mxfp4 => "naive_gemm_prefill_mxfp4",
+        Encoding::Q8_0 => "naive_gemm_prefill_q8_0",
+        Encoding::Q4_0 => "naive_gemm_prefill_q4_0",
+        Encoding::Q4K => "naive_gemm_prefill_q4_k",
+        Encoding::Q5K => "naive_gemm_prefill_q5_k",
+        Encoding::Q6K => "naive_gemm_prefill_q6_k",
     };
     let columns = to_u32((params.product.n as usize).div_ceil(256));
     Launch { kernel, grid: [columns, params.product.m as u32, 1], block: [256, 1, 1], shared: 0 }

@@ -14,6 +14,11 @@ pub fn row_lengths(encoding: Encoding, params: &RowLengthsParams) -> Launch {
         Encoding::Fp8 => "row_lengths_fp8",
         Encoding::Nf4 => "row_lengths_nf4",
         Encoding::Mxfp4 => "row_lengths_mxfp4",
+        Encoding::Q8_0 => "row_lengths_q8_0",
+        Encoding::Q4_0 => "row_lengths_q4_0",
+        Encoding::Q4K => "row_lengths_q4_k",
+        Encoding::Q5K => "row_lengths_q5_k",
+        Encoding::Q6K => "row_lengths_q6_k",
     };
     Launch::linear(kernel, (params.n as usize).div_ceil(8), 256)
 }
@@ -28,6 +33,11 @@ pub fn naive(encoding: Encoding, params: &RowLengthsParams) -> Launch {
         Encoding::Fp8 => "naive_row_lengths_fp8",
         Encoding::Nf4 => "naive_row_lengths_nf4",
         Encoding::Mxfp4 => "naive_row_lengths_mxfp4",
+        Encoding::Q8_0 => "naive_row_lengths_q8_0",
+        Encoding::Q4_0 => "naive_row_lengths_q4_0",
+        Encoding::Q4K => "naive_row_lengths_q4_k",
+        Encoding::Q5K => "naive_row_lengths_q5_k",
+        Encoding::Q6K => "naive_row_lengths_q6_k",
     };
     Launch::linear(kernel, (params.n as usize).div_ceil(128), 128)
 }

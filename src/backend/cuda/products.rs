@@ -60,11 +60,25 @@ pub fn weights(matrix: &Matrix) -> Option<(gemm::Encoding, Weights)> {
         (Encoding::F16, None) => plain(gemm::Encoding::F16),
         (Encoding::Bf16, None) => plain(gemm::Encoding::Bf16),
         (Encoding::Mxfp4, None) => plain(gemm::Encoding::Mxfp4),
+        (encoding, None) => plain(blocks(encoding)?),
+        (Encoding::Mxfp4, None) => plain(gemm::Encoding::Mxfp4),
         (Encoding::F8E4M3, Some(scales)) => {
             let row_shift = shift(scales.row_block, matrix.tensor.shape[0])?;
             let column_shift = shift(scales.col_block, matrix.cols)?;
             Some((gemm::Encoding::Fp8, Weights { row_shift, column_shift, ..Weights::default() }))
         }
+        _ => None,
+    }
+}
+
+/// How kernels call an encoding of GGUF's, whose blocks bring their scales along.
+pub fn blocks(encoding: Encoding) -> Option<gemm::Encoding> {
+    match encoding {
+        Encoding::Q8_0 => Some(gemm::Encoding::Q8_0),
+        Encoding::Q4_0 => Some(gemm::Encoding::Q4_0),
+        Encoding::Q4K => Some(gemm::Encoding::Q4K),
+        Encoding::Q5K => Some(gemm::Encoding::Q5K),
+        Encoding::Q6K => Some(gemm::Encoding::Q6K),
         _ => None,
     }
 }

@@ -39,7 +39,8 @@ pub fn unsupported(program: &Program) -> Option<String> {
         }
         _ => None,
     };
-    let embedding = float(program.embedding.encoding).is_none();
+    let table = program.embedding.encoding;
+    let embedding = float(table).is_none() && products::blocks(table).is_none();
     let embedding = embedding.then(|| format!("an embedding of {} numbers", program.embedding.encoding));
     embedding.or_else(|| program.steps.iter().find_map(step))
 }
@@ -174,7 +175,7 @@ impl Steps {
         match step {
             Step::Embed { output, scale } => {
                 let table = &program.embedding;
-                queue.convert(&ConvertParams {
+                let params = ConvertParams {
                     in_: self.at(self.layout.embedding) as *const _,
                     ids: std::ptr::null(),
                     out: self.changed(*output) as *mut _,
@@ -182,10 +183,14 @@ impl Steps {
                     out_stride: self.stride(*output),
                     rows: rows as i32,
                     cols: table.cols as i32,
-                    in_dtype: float(table.encoding).expect("programs are checked before they run"),
+                    in_dtype: float(table.encoding).unwrap_or(Dtype::DTYPE_F32),
                     out_dtype: Dtype::DTYPE_F32,
                     scale: *scale,
-                })
+                };
+                match products::blocks(table.encoding) {
+                    Some(encoding) => queue.launch(&convert::convert_blocks(encoding, &params), &params),
+                    None => queue.convert(&params),
+                }
             }
             Step::Norm { norm, input, output, add } => {
                 let residual = if *add { self.wide(*output) } else { 0 };

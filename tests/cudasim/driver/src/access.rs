@@ -158,6 +158,7 @@ pub fn ranges(launch: &Launch, bytes: &[u8], memory: &mut Memory) -> Result<Touc
     match kernel {
         "rms_norm" | "rms_norm_heads" | "layer_norm" | "layer_norm_heads" => elementwise::norm(&params(bytes), t),
         "convert" => elementwise::convert(&params(bytes), t),
+        _ if kernel.starts_with("convert_") => elementwise::convert_blocks(kernel, &params(bytes), t),
         "glu" => elementwise::glu(&params(bytes), t),
         "activate" => elementwise::activate(&params(bytes), t),
         "scale_rows" => elementwise::scale_rows(&params(bytes), t),

@@ -5,6 +5,7 @@ use layerstream_kernels::params::{
     ActivateParams, ConvertParams, GatedAddParams, GluParams, NormParams, PeakParams, ScaleRowsParams,
 };
 
+use super::gemm::{blocks, row_bytes};
 use super::{Rows, Touch, size};
 
 pub fn norm(p: &NormParams, t: &mut Touch) {
@@ -39,6 +40,21 @@ pub fn convert(p: &ConvertParams, t: &mut Touch) {
         for id in t.fetch("ids", p.ids, p.rows.into()) {
             let row = (p.in_ as u64).wrapping_add_signed(i64::from(id) * p.in_stride * bytes);
             t.touch("in", row, Rows::one(cols * bytes), false);
+        }
+    }
+    t.write("out", p.out, Rows::of(p.rows, p.out_stride, cols, size(p.out_dtype)));
+}
+
+/// Rows of GGUF's blocks, one after the other.
+pub fn convert_blocks(kernel: &str, p: &ConvertParams, t: &mut Touch) {
+    let cols = i64::from(p.cols);
+    let bytes = row_bytes(blocks(kernel.trim_start_matches("convert_")), cols);
+    if p.ids.is_null() {
+        t.read("in", p.in_, Rows::one(i64::from(p.rows) * bytes));
+    } else {
+        for id in t.fetch("ids", p.ids, p.rows.into()) {
+            let row = (p.in_ as u64).wrapping_add_signed(i64::from(id) * bytes);
+            t.touch("in", row, Rows::one(bytes), false);
         }
     }
     t.write("out", p.out, Rows::of(p.rows, p.out_stride, cols, size(p.out_dtype)));

@@ -7,7 +7,28 @@ use super::{Rows, Tile, Touch, size};
 /// The encoding in a kernel's name: `gemm_bf16_m8`, `gemm_prefill_nf4_simt`, `row_lengths_f32`.
 fn encoding(kernel: &str) -> &str {
     let name = kernel.trim_start_matches("gemm_").trim_start_matches("prefill_").trim_start_matches("row_lengths_");
-    name.split('_').next().unwrap_or(name)
+    match name.strip_prefix('q') {
+        // `q4_k`: with one underscore.
+        Some(_) => &name[..4],
+        None => name.split('_').next().unwrap_or(name),
+    }
+}
+
+/// Numbers and bytes of one of GGUF's blocks.
+pub fn blocks(encoding: &str) -> Option<(i64, i64)> {
+    Some(match encoding {
+        "q8_0" => (32, 34),
+        "q4_0" => (32, 18),
+        "q4_k" => (256, 144),
+        "q5_k" => (256, 176),
+        "q6_k" => (256, 210),
+        _ => return None,
+    })
+}
+
+/// Bytes of a row of so many numbers.
+pub fn row_bytes(blocks: Option<(i64, i64)>, k: i64) -> i64 {
+    blocks.map_or(0, |(numbers, bytes)| k / numbers * bytes)
 }
 
 fn weights(encoding: &str, w: &Weights, n: i32, k: i32, t: &mut Touch) {
@@ -22,6 +43,7 @@ fn weights(encoding: &str, w: &Weights, n: i32, k: i32, t: &mut Touch) {
         "f16" | "bf16" => n * k * 2,
         "nf4" => (end + 1) / 2 - begin / 2,
         "mxfp4" => n * k / 2,
+        _ if blocks(encoding).is_some() => row_bytes(blocks(encoding), k) * n,
         _ => n * k,
     };
     t.read("w.data", w.data, Rows::one(bytes));
