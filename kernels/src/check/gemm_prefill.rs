@@ -2,7 +2,7 @@
 
 use rand::RngExt;
 
-use super::gemm::{lengths, operand, upload};
+use super::gemm::{operand, upload};
 use super::weights::{FORMS, Form, random_tile};
 use super::{Check, Outcome, SIZES, unit_roundoff};
 use crate::launch::Launch;
@@ -125,6 +125,11 @@ fn case(check: &mut Check, form: Form, m: usize, n: usize, k: usize) -> Outcome 
     let floor = (3.0 * unit_roundoff(Dtype::DTYPE_F32) + narrow) * largest
         + if rounded { unit_roundoff(Dtype::DTYPE_BF16) * norm } else { 0.0 };
     check.gate_above(floor, "out", &picked[0], &picked[1], &truth)
+}
+
+/// What a row of each column is divided by: 1, or something else.
+fn lengths(check: &mut Check, columns: usize, divided: bool) -> Vec<f32> {
+    (0..columns).map(|_| if divided { check.rng.random_range(0.5..4.0) } else { 1.0 }).collect()
 }
 
 /// A row of activations has the same result, bit for bit, alone, in front of, behind and among others, and gathered.
