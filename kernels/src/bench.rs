@@ -204,7 +204,7 @@ mod tests {
         let schedule = Schedule { order: Order::Forward, seed: 1, copies: Copies::LandAtWait };
         for bench in ALL {
             for encoding in ENCODINGS {
-                for (m, n, k) in [(1, 128, 256), (9, 33, 192)] {
+                for (m, n, k) in [(1, 128, 256_usize), (9, 33, 192)] {
                     let k = k.next_multiple_of(encoding.multiple());
                     let mut device = HostDevice::new(Dialect::Sm90, schedule);
                     let shape = Shape { m, n, k, encoding, context: 70, heads: 4, kv_heads: 2, head_dim: 64 };
