@@ -71,7 +71,7 @@ fn decode(encoding: Encoding, bytes: &[u8], k: usize) -> Vec<f32> {
 fn unpack(packed: Packed, row: &[u8], k: usize) -> Vec<f32> {
     let float = |at: usize| f32::from_le_bytes(row[at..at + 4].try_into().unwrap());
     let padded = k.next_multiple_of(64);
-    let nf4 = |i: usize| NF4[usize::from(if i % 2 == 0 { row[i / 2] >> 4 } else { row[i / 2] & 15 })];
+    let nf4 = |i: usize| NF4[usize::from(if i.is_multiple_of(2) { row[i / 2] >> 4 } else { row[i / 2] & 15 })];
     let number = |i: usize| match packed {
         Packed::Int8 { block } => row[i] as i8 as f32 * float(padded + i / usize::from(block) * 4),
         Packed::Nf4 { double: false } => nf4(i) * float(padded / 2 + i / 64 * 4),

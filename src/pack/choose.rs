@@ -53,7 +53,7 @@ pub fn choose(source: &Path, options: &Options) -> Result<Manifest> {
 
 /// The names of the tensors to be packed, and how many matrices are transposed and therefore are not.
 fn matrices<'p>(checkpoint: &Checkpoint, program: &'p Program, options: &Options) -> Result<(HashSet<&'p str>, usize)> {
-    let kept: HashSet<_> = program.steps.iter().filter_map(|step| kept_output(step)).collect();
+    let kept: HashSet<_> = program.steps.iter().filter_map(kept_output).collect();
     let keeps = |output: usize| kept.contains(&output) || (output == program.logits.0 && !options.head);
     let streamed = program.steps.iter().filter_map(|step| match step {
         Step::MatMul(product) if !keeps(product.output.0) => Some(&program.matrices[product.matrix.0]),

@@ -137,7 +137,7 @@ fn what_is_not_implemented_is_refused_by_name() {
         (yi().set("hidden_act", json!("relu2")), "relu2"),
         (yi().set("rope_scaling", json!({"rope_type": "proportional", "factor": 2.0})), "proportional"),
         (yi().set("partial_rotary_factor", json!(0.5)), "partial_rotary_factor"),
-        (yi().set("quantization_config", json!({"quant_method": "awq"})), "awq"),
+        (yi().set("quantization_config", json!({"quant_method": "hqq"})), "hqq"),
         (yi().set("head_dim", json!(512)), "head size of 512"),
         (Changed::new("qwen1_ntk_logn").set("use_cache_quantization", json!(true)), "use_cache_quantization"),
         (Changed::new("chatglm2").set("quantization_bit", json!(4)), "quantization_bit"),

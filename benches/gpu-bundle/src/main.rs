@@ -7,8 +7,10 @@ use std::ffi::OsStr;
 use std::path::Path;
 use std::process::ExitCode;
 
+type Program = fn() -> ExitCode;
+
 /// Programs by name.
-const PROGRAMS: [(&str, fn() -> ExitCode); 4] = [
+const PROGRAMS: [(&str, Program); 4] = [
     ("layerstream", layerstream::cli::main),
     ("disk2gpu", layerstream::cli::disk2gpu::main),
     ("golden-check", golden::main),

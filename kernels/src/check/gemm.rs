@@ -64,7 +64,7 @@ fn case(check: &mut Check, form: Form, m: usize, n: usize, k: usize) -> Outcome 
     let bias = check.pick(&[None, Some(Dtype::DTYPE_F32), Some(Dtype::DTYPE_BF16), Some(Dtype::DTYPE_F16)]);
     let residual = check.pick(&[false, true]);
     // From the shape: a case has the numbers that it had before a product could do this.
-    let (scale, divided) = ([0.0, 1.0, 0.37][(m + n + k) % 3], (m + k) % 3 == 0);
+    let (scale, divided) = ([0.0, 1.0, 0.37][(m + n + k) % 3], (m + k).is_multiple_of(3));
     let more = format!("first row {first}, bias {bias:?}, residual {residual}, scale {scale}, divided {divided}");
     check.case(format!("{form:?} gemm, m {m}, n {n}, k {k}, {more}"));
     let encoding = form.encoding();

@@ -41,7 +41,7 @@ fn one(check: &mut Check, encoding: Encoding) -> (Vec<u8>, Vec<f64>) {
             let (head, runs) = run_scales(check, &packed);
             let number = |i: usize| {
                 let byte = q[i / 64 * 32 + i % 32];
-                let four = if i / 32 % 2 == 0 { byte & 15 } else { byte >> 4 };
+                let four = if (i / 32).is_multiple_of(2) { byte & 15 } else { byte >> 4 };
                 runs[i / 32].0 * f64::from(four) - runs[i / 32].1
             };
             (join(&[&head, &packed, &q]), (0..256).map(number).collect())
@@ -51,7 +51,7 @@ fn one(check: &mut Check, encoding: Encoding) -> (Vec<u8>, Vec<f64>) {
             let (head, runs) = run_scales(check, &packed);
             let number = |i: usize| {
                 let byte = q[i / 64 * 32 + i % 32];
-                let four = if i / 32 % 2 == 0 { byte & 15 } else { byte >> 4 };
+                let four = if (i / 32).is_multiple_of(2) { byte & 15 } else { byte >> 4 };
                 let fifth = high[i % 32] >> (i / 32) & 1;
                 runs[i / 32].0 * f64::from(four + 16 * fifth) - runs[i / 32].1
             };

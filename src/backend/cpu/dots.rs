@@ -24,7 +24,6 @@ pub(super) fn dots<V: F32x16, E: Element, const R: usize, const T: usize>(
     }
 
     let mut lanes = [[V::zero(); T]; R];
-    #[expect(clippy::needless_range_loop, reason = "it indexes one array per row, and tokens at another step")]
     for i in 0..whole {
         let mut common = [E::Common::default(); R];
         for r in 0..R {

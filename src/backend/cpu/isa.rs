@@ -238,7 +238,7 @@ impl F32x16 for Portable {
 
     #[inline(always)]
     fn table4<const UPPER_FIRST: bool>(codes: &[u8; LANES / 2], table: &[f32; 16]) -> Self {
-        let shift = |l: usize| if (l % 2 == 0) == UPPER_FIRST { 4 } else { 0 };
+        let shift = |l: usize| if (l.is_multiple_of(2)) == UPPER_FIRST { 4 } else { 0 };
         Portable(std::array::from_fn(|l| table[usize::from(codes[l / 2] >> shift(l) & 15)]))
     }
 

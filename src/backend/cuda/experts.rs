@@ -105,11 +105,12 @@ impl ExpertFeed {
         loop {
             self.copy_ahead((copies, &mut *marks), feed)?;
             if let Some(block) = self.pool.find(tile) {
-                let number = self.ready.pop_front_if(|ready| ready.0 == tile).map(|(_, number)| number);
+                let was_copied = self.ready.front().is_some_and(|ready| ready.0 == tile);
+                let number = if was_copied { self.ready.pop_front().map(|(_, number)| number) } else { None };
                 if let Some(number) = number.filter(|_| !traps::set(Trap::ExpertUseBeforeCopy)) {
                     compute.wait(self.copied(number)).map_err(failed)?;
                 }
-                return Ok(OnGpu { address: self.address(block), block, was_copied: number.is_some() });
+                return Ok(OnGpu { address: self.address(block), block, was_copied });
             }
             match self.lent.front() {
                 // Copies are short, and each one gives room to the drives.

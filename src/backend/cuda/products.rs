@@ -61,7 +61,6 @@ pub fn weights(matrix: &Matrix) -> Option<(gemm::Encoding, Weights)> {
         (Encoding::Bf16, None) => plain(gemm::Encoding::Bf16),
         (Encoding::Mxfp4, None) => plain(gemm::Encoding::Mxfp4),
         (encoding, None) => plain(blocks(encoding)?),
-        (Encoding::Mxfp4, None) => plain(gemm::Encoding::Mxfp4),
         (Encoding::F8E4M3, Some(scales)) => {
             let row_shift = shift(scales.row_block, matrix.tensor.shape[0])?;
             let column_shift = shift(scales.col_block, matrix.cols)?;
