@@ -212,9 +212,10 @@ fn log_softmax(logits: &[f32], out: &mut Vec<f64>, position: usize) -> Result<u3
     }
     let largest = f64::from(logits[top]);
     let sum: f64 = logits.iter().map(|logit| (f64::from(*logit) - largest).exp()).sum();
-    let shift = largest + sum.ln();
+    let log_sum = sum.ln();
     out.clear();
-    out.extend(logits.iter().map(|logit| f64::from(*logit) - shift));
+    // The largest first: beside it the logarithm might not show.
+    out.extend(logits.iter().map(|logit| f64::from(*logit) - largest - log_sum));
     Ok(top as u32)
 }
 
