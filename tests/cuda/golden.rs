@@ -96,6 +96,10 @@ fn median_nmse(a: &[f32], b: &[f32], positions: usize) -> f64 {
 /// by `qwen3_next`, and by `qwen3_5_text` where all golden cases are at hand.
 const WIDENED: [&str; 1] = ["qwen3_5_vl_wrapper"];
 
+/// Cases whose weights are widened besides, and whose continuations are compared in that form alone: with one expert for a
+/// token, a near-tie of its router that 16 bits decide differently changes all that follows, however clear the tokens were.
+const ALSO_WIDENED: [&str; 1] = ["llama4_vl_wrapper"];
+
 /// A copy of a case with its bfloat16 weights as float32.
 fn widen(case: &Path) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
@@ -140,7 +144,12 @@ fn every_case_passes_the_gate_with_the_same_bits_at_every_budget() {
         names = some.split(',').map(String::from).collect();
     }
     let names = &names;
-    let one = |i: usize| check(&names[i], i as u64).inspect_err(|problem| println!("{problem}")).err();
+    let one = |i: usize| {
+        let (name, seed) = (names[i].as_str(), i as u64);
+        let first = check(name, seed, WIDENED.contains(&name));
+        let both = if ALSO_WIDENED.contains(&name) { first.and_then(|()| check(name, seed, true)) } else { first };
+        both.inspect_err(|problem| println!("{problem}")).err()
+    };
     let problems: Vec<String> = std::thread::scope(|scope| {
         let part = move |part: usize| (part..names.len()).step_by(2).filter_map(one).collect::<Vec<_>>();
         let threads = [0, 1].map(|number| scope.spawn(move || part(number)));
@@ -149,10 +158,10 @@ fn every_case_passes_the_gate_with_the_same_bits_at_every_budget() {
     assert!(problems.is_empty(), "\n{}", problems.join("\n"));
 }
 
-fn check(name: &str, seed: u64) -> Result<(), String> {
+fn check(name: &str, seed: u64, wide: bool) -> Result<(), String> {
     let mut prompts = prompts(&case(name));
-    let widened = WIDENED.contains(&name).then(|| widen(&case(name)));
-    if widened.is_some() {
+    let widened = wide.then(|| widen(&case(name)));
+    if wide {
         prompts.iter_mut().for_each(|prompt| prompt.nmse = FLOAT32_GATE);
     }
     let base = Job {
@@ -196,6 +205,9 @@ fn check(name: &str, seed: u64) -> Result<(), String> {
     let [together, alone] = &outcomes[budgets.len()..] else { panic!("two more jobs") };
     if alone.tokens[0] != together.tokens[0] {
         return Err(format!("{name}: tokens differ when it is alone: {:?} and {:?}", alone.tokens, together.tokens));
+    }
+    if ALSO_WIDENED.contains(&name) && !wide {
+        return Ok(());
     }
     for (i, prompt) in prompts.iter().enumerate() {
         // Closer than this, 16 bits may choose the other one.
