@@ -119,7 +119,7 @@ __device__ __forceinline__ void copy_slice(uint4* stage, const void* data, uint3
 constexpr int CHUNKS = 4;
 template <class E> struct Undecoded {
     static_assert(STEP<E> == SLICE && THREADS * CHUNKS * E::CHUNK == TILE * SLICE, "a slice is one step, four chunks a thread");
-    static constexpr int AHEAD = sizeof(typename E::Chunk) <= 16 ? 4 : sizeof(typename E::Chunk) <= 40 ? 2 : 1;
+    static constexpr int AHEAD = sizeof(typename E::Chunk) <= 16 ? 4 : 1;
     typename E::Chunk chunk[AHEAD];
     typename E::LoadedScale scale[AHEAD];
 

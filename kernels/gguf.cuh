@@ -24,6 +24,7 @@ struct Unaligned16 {
 
     __device__ __forceinline__ void load(const unsigned char* p) {
         uint32_t odd = reinterpret_cast<uintptr_t>(p) % 4;
+#pragma unroll
         for (int j = 0; j < 4; j++) raw[j] = load_word(p - odd + 4 * j);
         last = load_half(p + 14);
         selector = odd ? 0x5432 : 0x3210;
@@ -64,6 +65,7 @@ template <class Format> struct Blocks {
     static __device__ void operands(const Chunk& c, const NoTable&, uint32_t (&o)[CHUNK / 2]) {
         float v[CHUNK];
         Format::values(c, v);
+#pragma unroll
         for (int j = 0; j < CHUNK / 2; j++) o[j] = pack2(v[2 * j], v[2 * j + 1], Operand());
     }
 };
@@ -90,6 +92,7 @@ struct Q8_0Format {
     }
     static __device__ void values(const Chunk& c, float (&v)[16]) {
         float scale = unpack2(c.scale, __half()).x;
+#pragma unroll
         for (int j = 0; j < 16; j++) v[j] = Int8Format::number(c.bytes.word(j / 4), j % 4) * scale;
     }
 };
@@ -114,6 +117,7 @@ struct Q4_0Format {
     }
     static __device__ void values(const Chunk& c, float (&v)[16]) {
         float scale = unpack2(c.scale, __half()).x;
+#pragma unroll
         for (int j = 0; j < 16; j++) v[j] = (byte_number(c.bytes.word(j / 4) >> c.shift & 0x0f0f0f0fu, j % 4) - 8) * scale;
     }
 };
@@ -169,6 +173,7 @@ struct Q4KFormat {
     static __device__ void values(const Chunk& c, float (&v)[16]) {
         float2 by = c.scales.decode();
         int shift = c.scales.run % 2 * 4;
+#pragma unroll
         for (int j = 0; j < 16; j++) v[j] = fmaf(byte_number(c.bits[j / 4] >> shift & 0x0f0f0f0fu, j % 4), by.x, -by.y);
     }
 };
@@ -194,6 +199,7 @@ struct Q5KFormat {
     static __device__ void values(const Chunk& c, float (&v)[16]) {
         float2 by = c.scales.decode();
         int run = c.scales.run;
+#pragma unroll
         for (int j = 0; j < 16; j++) {
             uint32_t q = (c.low[j / 4] >> run % 2 * 4 & 0x0f0f0f0fu) | (c.high[j / 4] >> run & 0x01010101u) << 4;
             v[j] = fmaf(byte_number(q, j % 4), by.x, -by.y);
@@ -230,6 +236,7 @@ struct Q6KFormat {
     }
     static __device__ void values(const Chunk& c, float (&v)[16]) {
         float scale = unpack2(c.factor, __half()).x * c.scale;
+#pragma unroll
         for (int j = 0; j < 16; j++) {
             uint32_t low = c.low.word(j / 4) >> c.quarter / 2 * 4 & 0x0f0f0f0fu;
             uint32_t high = c.high.word(j / 4) >> c.quarter * 2 & 0x03030303u;

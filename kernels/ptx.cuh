@@ -6,9 +6,10 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-// A kernel's entry point: its only parameter is one struct of params.h, `p` in the body, at most `threads` per block.
+// A kernel's entry point: its only parameter is one struct of params.h, `p` in the body, at most `threads` per block. One
+// block an SM is all that is asked for: otherwise ptxas guesses how many are wanted, and spills to fit its guess.
 #define KERNEL(name, Params, threads)                                                                                  \
-    extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ Params p)
+    extern "C" __global__ void __launch_bounds__(threads, 1) name(const __grid_constant__ Params p)
 // The dynamic shared memory of the launch, as an array of `type`. One per kernel; 16-byte aligned.
 #define DYN_SMEM(type, name)                                                                                           \
     extern __shared__ __align__(16) unsigned char dynamic_shared_memory[];                                            \

@@ -17,7 +17,7 @@ KERNEL(naive_gemm_transposed, TransposedParams, 128) {
 
 // --- one thread an output of Rows rows -------------------------------------------------------------------------------
 
-constexpr int THREADS = 128, DEPTH = 64, AT_ONCE = 8; // inputs in shared memory; weights that a thread loads ahead
+constexpr int THREADS = 128, DEPTH = 64, AT_ONCE = 4; // inputs in shared memory; weights that a thread loads ahead
 
 template <int Rows> __device__ __forceinline__ void add_product(float (&sums)[Rows], float w, const float* xs) {
 #pragma unroll
