@@ -92,7 +92,6 @@ pub(crate) struct Stored {
 }
 
 impl Stored {
-    #[cfg(feature = "cli")]
     pub fn new(packed: Packed, columns: usize) -> Stored {
         Stored { encoding: packed.name().into(), block: packed.block(), columns }
     }
