@@ -56,6 +56,7 @@ pub(crate) fn encode_row(packed: Packed, numbers: &[f32], to: &mut [u8]) -> bool
             nest(&scales, behind);
             finite
         }
+        Packed::Lossless { .. } => unreachable!("`lossless::encode_row` does this"),
     }
 }
 
@@ -154,7 +155,7 @@ mod tests {
 
     #[test]
     fn zeros_and_what_is_not_finite() {
-        for packed in Packed::KINDS {
+        for packed in [Packed::Int8 { block: 64 }, Packed::Nf4 { double: false }, Packed::Nf4 { double: true }] {
             let mut row = vec![0xee; packed.row_bytes(70)];
             assert!(encode_row(packed, &[0.0; 70], &mut row));
             for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {

@@ -13,7 +13,7 @@ use super::choose::start_of;
 use super::encode::{Numbers, encode_row};
 use super::files::{Steps, cannot_write, partial, put_in_place, sum};
 use super::manifest::{Entry, Shard};
-use super::{Options, verify};
+use super::{Options, lossless, verify};
 use crate::encoding::Packed;
 use crate::error::{Error, Result};
 
@@ -63,7 +63,7 @@ pub fn write(
     .map_err(cannot_write(&partial))?;
     steps.step();
     file.write_all_at(&shard.header(), 0).map_err(cannot_write(&partial))?;
-    let work = Work { source: &source, from, file: &file, partial: &partial, to: options.to, steps };
+    let work = Work { source: &source, from, file: &file, partial: &partial, steps };
     let sums = work.all(&shard.tensors, options.threads, tell)?;
     for (tensor, sums) in shard.tensors.iter_mut().zip(sums) {
         tensor.sums = sums;
@@ -82,7 +82,6 @@ struct Work<'a> {
     from: &'a Path,
     file: &'a File,
     partial: &'a Path,
-    to: Packed,
     steps: &'a Steps,
 }
 
@@ -138,12 +137,17 @@ impl Work<'_> {
                 let (first, rows) = (start / row_bytes as u64, len / row_bytes);
                 read(source, first * source_row as u64, rows * source_row)?;
                 result.resize(len, 0);
+                let packed = stored.packed().expect("a packing that was begun here");
                 let rows = source.chunks_exact(source_row).zip(result.chunks_exact_mut(row_bytes));
                 for ((from, to), r) in rows.zip(first..) {
+                    if matches!(packed, Packed::Lossless { .. }) {
+                        lossless::encode_row(from, to);
+                        continue;
+                    }
                     kind.widen(from, numbers);
-                    if !encode_row(self.to, numbers, to) {
+                    if !encode_row(packed, numbers, to) {
                         let problem =
-                            format!("row {r} has a number that is not finite, which {} cannot hold", self.to.name());
+                            format!("row {r} has a number that is not finite, which {} cannot hold", packed.name());
                         let tensor = tensor.name.clone();
                         return Err(Error::Tensor { path: self.from.into(), tensor, problem });
                     }
