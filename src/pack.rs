@@ -8,6 +8,7 @@ mod encode;
 mod files;
 mod lossless;
 mod manifest;
+mod reading;
 mod shard;
 mod verify;
 

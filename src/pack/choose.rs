@@ -5,10 +5,11 @@ use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
 
+use super::Options;
 use super::files::sum;
+use super::lossless::Measuring;
 use super::manifest::{Entry, Manifest, Shard, Small};
 use super::shard::{SOURCE_START, run_of};
-use super::{Options, lossless};
 use crate::checkpoint::{Checkpoint, Dtype, FileId, Tensor};
 use crate::encoding::{Encoding, Packed};
 use crate::error::{Error, Result};
@@ -35,17 +36,18 @@ pub fn choose(manifest: &mut Manifest, source: &Path, options: &Options, tell: &
     let (mut read, total) = (0, checkpoint.files().iter().map(|file| file.len).sum());
     for (file, id) in checkpoint.files().iter().zip(0..) {
         let name = file.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let opened = fs::File::open(&file.path).map_err(Error::io(&file.path, "open"))?;
+        let lossless = matches!(options.to, Packed::Lossless { .. });
+        let mut measuring = lossless.then(|| Measuring::new(&file.path, options)).transpose()?;
         let tensors = checkpoint.tensors().filter(|tensor| tensor.span.file == FileId(id));
         let tensors = tensors.map(|tensor| {
             let mut entry = entry(&checkpoint, tensor)?;
             if chosen.contains(tensor.name.as_str()) {
-                match (options.to, tensor.dtype) {
-                    (Packed::Lossless { .. }, Dtype::Bf16) => lossless::measure(&opened, &file.path, tensor, options)?,
-                    (Packed::Lossless { .. }, _) => None,
-                    (to, _) => Some(to),
-                }
-                .map_or_else(|| manifest.kept += 1, |packed| entry.pack(packed));
+                let packed = match &mut measuring {
+                    Some(measuring) if tensor.dtype == Dtype::Bf16 => measuring.measure(&entry)?,
+                    Some(_) => None,
+                    None => Some(options.to),
+                };
+                packed.map_or_else(|| manifest.kept += 1, |packed| entry.pack(packed));
             }
             read += tensor.span.len;
             tell(read, total);

@@ -1,21 +1,20 @@
 //! Bfloat16 without loss: which seven exponents of a row get codes, how many numbers are then left without, and the rows
 //! themselves (docs/packing.md).
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
-
-use rayon::prelude::*;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::Options;
-use crate::checkpoint::{BLOCK, BLOCK_BYTES, BLOCK_CODES, RUN, Tensor};
+use super::manifest::Entry;
+use super::reading::Reading;
+use super::shard::{in_parallel, most_at_once, run_of, runs, source_at};
+use crate::checkpoint::{BLOCK, BLOCK_BYTES, BLOCK_CODES, RUN};
+use crate::disk::memory::Region;
 use crate::encoding::Packed;
-use crate::error::{Error, Result};
+use crate::error;
 
 /// Exponents that have codes one after the other; one more has a code of its own.
 const IN_A_ROW: usize = 6;
-/// Bytes that are read at once, unless memory is scarcer.
-const READ: u64 = 4 << 20;
 
 /// The exponents of a row that have codes: those that most of its numbers have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,11 +67,8 @@ fn exponent(number: [u8; 2]) -> u8 {
     (u16::from_le_bytes(number) >> 7) as u8
 }
 
-/// Packs a row of bfloat16 into `to`, which has the bytes of one.
-///
-/// # Panics
-/// If the row needs more escapes than [`escapes`] found in its tensor.
-pub fn encode_row(from: &[u8], to: &mut [u8]) {
+/// Packs a row of bfloat16 into `to`, which has the bytes of one. False if it needs more escapes than there is room for.
+fn encode_row(from: &[u8], to: &mut [u8]) -> bool {
     let (row, _) = from.as_chunks::<2>();
     let coded = Coded::of(row);
     let codes = coded.codes();
@@ -82,6 +78,9 @@ pub fn encode_row(from: &[u8], to: &mut [u8]) {
     blocks.fill(0);
     beside[..2].copy_from_slice(&[coded.alone, coded.first]);
     let (before, escapes) = beside[2..].split_at_mut(2 * row.len().div_ceil(RUN));
+    if coded.escapes > escapes.len() {
+        return false;
+    }
     let mut used = 0;
     let in_runs = row.chunks(RUN).zip(blocks.chunks_mut(RUN / BLOCK * BLOCK_BYTES));
     for ((row, blocks), before) in in_runs.zip(before.as_chunks_mut::<2>().0) {
@@ -106,31 +105,55 @@ pub fn encode_row(from: &[u8], to: &mut [u8]) {
             }
         }
     }
+    true
 }
 
-/// How a tensor of bfloat16 is packed, for which it is read once: every row has room for the escapes of the one that needs
-/// most. `None` if that would not save a tenth of its bytes.
+/// Packs rows of `columns` numbers, one after another.
 ///
 /// # Errors
-/// What the operating system refuses.
-pub fn measure(file: &File, path: &Path, tensor: &Tensor, options: &Options) -> Result<Option<Packed>> {
-    let columns = *tensor.shape.last().expect("a matrix has columns");
-    let row = 2 * columns as u64;
-    let most = (options.ram / (2 * options.threads as u64)).min(READ);
-    let run = (most / row.max(1)).max(1) * row;
-    let runs = tensor.span.len.div_ceil(run.max(1)) as usize;
-    let escapes = (0..runs).into_par_iter().map_init(Vec::new, |bytes: &mut Vec<u8>, i| {
-        let start = i as u64 * run;
-        bytes.resize(run.min(tensor.span.len - start) as usize, 0);
-        let (offset, len) = (tensor.span.offset + start, bytes.len() as u64);
-        let failed = |source| Error::Read { path: path.into(), offset, len, source };
-        file.read_exact_at(bytes, offset).map_err(failed)?;
-        let rows = bytes.chunks_exact(row as usize);
-        Ok(rows.map(|row| Coded::of(row.as_chunks().0).escapes).max().unwrap_or(0))
-    });
-    let escapes = escapes.try_reduce(|| 0, |a, b| Ok(a.max(b)))?;
-    let packed = u16::try_from(escapes).ok().map(|escapes| Packed::Lossless { escapes });
-    Ok(packed.filter(|packed| 10 * packed.row_bytes(columns) as u64 <= 9 * row))
+/// The first row that needs more escapes than its tensor had when it was measured.
+pub fn encode_rows(packed: Packed, columns: usize, from: &[u8], to: &mut [u8]) -> Result<(), usize> {
+    let mut rows = from.chunks_exact(2 * columns).zip(to.chunks_exact_mut(packed.row_bytes(columns)));
+    rows.position(|(from, to)| !encode_row(from, to)).map_or(Ok(()), Err)
+}
+
+/// A file of a source that is read to find how its tensors are packed, by several threads.
+pub struct Measuring<'a> {
+    reading: Reading,
+    regions: Vec<Region>,
+    options: &'a Options,
+}
+
+impl Measuring<'_> {
+    pub fn new<'a>(path: &Path, options: &'a Options) -> error::Result<Measuring<'a>> {
+        let reading = Reading::open(path)?;
+        let regions = reading.regions(options.threads, most_at_once(options))?;
+        Ok(Measuring { reading, regions, options })
+    }
+
+    /// How a tensor of bfloat16 is packed: every row has room for the escapes of the one that needs most. `None` if that
+    /// would not save a tenth of its bytes.
+    ///
+    /// # Errors
+    /// Rows longer than memory allows, and what the operating system refuses.
+    pub fn measure(&mut self, tensor: &Entry) -> error::Result<Option<Packed>> {
+        let columns = *tensor.shape.last().expect("a matrix has columns");
+        // It is read in the runs of a tensor without escapes.
+        let mut trial = tensor.clone();
+        trial.pack(Packed::Lossless { escapes: 0 });
+        trial.run = run_of(&trial, self.options)?;
+        let most = AtomicUsize::new(0);
+        let jobs = runs(std::slice::from_ref(&trial));
+        in_parallel(jobs, self.regions.iter_mut().collect(), |region, (_, run)| {
+            let (offset, len) = source_at(&trial, run);
+            let rows = self.reading.read(offset, len, region)?.chunks_exact(2 * columns);
+            let escapes = rows.map(|row| Coded::of(row.as_chunks().0).escapes).max();
+            most.fetch_max(escapes.unwrap_or(0), Ordering::Relaxed);
+            Ok(())
+        })?;
+        let packed = u16::try_from(most.into_inner()).ok().map(|escapes| Packed::Lossless { escapes });
+        Ok(packed.filter(|packed| 10 * packed.row_bytes(columns) <= 9 * 2 * columns))
+    }
 }
 
 #[cfg(test)]
@@ -176,12 +199,15 @@ mod tests {
         let row: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
         let packed = Packed::Lossless { escapes: 1 };
         let mut to = vec![0xee; packed.row_bytes(6)];
-        encode_row(&row, &mut to);
+        assert_eq!(encode_rows(packed, 6, &row, &mut to), Ok(()));
         // 0, and 122 to 127; no escapes before the only run; the infinity's exponent; and bytes to make it a multiple of 16.
         assert_eq!(to[..8], [0, 122, 0, 0, 255, 0, 0, 0]);
         let codes = [0, 1, 7, 6, 6, 6].iter().rev().fold(0u32, |word, code| word << 3 | code);
         assert_eq!((&to[8..11], &to[11..32]), (&codes.to_le_bytes()[..3], &[0; 21][..]));
         assert_eq!((&to[32..38], &to[38..96]), (&[0, 0, 0x81, 0x0f, 0x0f, 0x0f][..], &[0; 58][..]));
         assert_eq!(to.len(), 96);
+        // Ten exponents without codes do not fit, and that is said.
+        let row: Vec<u8> = (0..12).flat_map(|i: u16| (i * 20 << 7).to_le_bytes()).collect();
+        assert_eq!(encode_rows(packed, 12, &row, &mut to), Err(0));
     }
 }
