@@ -7,6 +7,7 @@ mod choose;
 mod encode;
 mod files;
 mod manifest;
+mod reading;
 mod shard;
 mod verify;
 

@@ -12,7 +12,7 @@ mod x86;
 use std::fmt;
 
 /// Lanes of the one vector that all arithmetic is defined on.
-pub(super) const LANES: usize = 16;
+pub(crate) const LANES: usize = 16;
 
 /// A vector in memory, in a cache line of its own.
 #[derive(Clone, Copy)]
@@ -21,7 +21,7 @@ pub(super) struct Lanes(pub [f32; LANES]);
 
 /// Sixteen float32 lanes. Nothing outside this module can name an implementation: a kernel gets one from [`Isa::run`],
 /// which is what makes these methods safe to call.
-pub(super) trait F32x16: Copy {
+pub(crate) trait F32x16: Copy {
     /// Whether there are registers for 4×6 accumulators (32 of 16 lanes) or only for 2×3 (16 of 8 lanes).
     const WIDE: bool;
     /// Sixteen bytes.
@@ -97,7 +97,7 @@ pub(super) trait F32x16: Copy {
 
 /// Work that can be compiled for any implementation. `run`, and all it calls, must be `#[inline(always)]` and free of
 /// closures around vector operations, so that everything lands in the one function that has the instructions enabled.
-pub(super) trait Kernel {
+pub(crate) trait Kernel {
     type Output;
     fn run<V: F32x16>(self) -> Self::Output;
 }
@@ -126,7 +126,7 @@ impl Isa {
         Self::available().next().unwrap_or(Isa(Choice::Portable))
     }
 
-    pub(super) fn run<K: Kernel>(self, kernel: K) -> K::Output {
+    pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
         match self.0 {
             // SAFETY: an `Isa` comes from `available` only, which checked the processor for these features.
             #[cfg(target_arch = "x86_64")]
