@@ -20,8 +20,11 @@ struct MemoryInfo {
     used: u64,
 }
 
+// SAFETY: takes nothing and may be called from any thread.
 type Init = unsafe extern "C" fn() -> c_int;
+// SAFETY: the caller passes a string that ends, and a place for a handle.
 type HandleByPciBusId = unsafe extern "C" fn(*const c_char, *mut *mut c_void) -> c_int;
+// SAFETY: the caller passes a handle that the library gave, and a place for the struct.
 type GetMemoryInfo = unsafe extern "C" fn(*mut c_void, *mut MemoryInfo) -> c_int;
 
 /// The library, started and never stopped.
