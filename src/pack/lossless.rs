@@ -207,7 +207,7 @@ mod tests {
         assert_eq!((&to[32..38], &to[38..96]), (&[0, 0, 0x81, 0x0f, 0x0f, 0x0f][..], &[0; 58][..]));
         assert_eq!(to.len(), 96);
         // Ten exponents without codes do not fit, and that is said.
-        let row: Vec<u8> = (0..12).flat_map(|i: u16| (i * 20 << 7).to_le_bytes()).collect();
+        let row: Vec<u8> = (0..12).flat_map(|i: u16| ((i * 20) << 7).to_le_bytes()).collect();
         assert_eq!(encode_rows(packed, 12, &row, &mut to), Err(0));
     }
 }
