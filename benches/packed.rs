@@ -22,8 +22,12 @@ const RAM: u64 = 1 << 30;
 /// One-token passes in a turn.
 const PASSES: usize = 4;
 /// What is packed: a name, and arguments of `layerstream pack`.
-const PACKED: [(&str, &[&str]); 3] =
-    [("int8", &["--to", "int8"]), ("nf4", &["--to", "nf4"]), ("nf4d", &["--to", "nf4", "--double-quant"])];
+const PACKED: [(&str, &[&str]); 4] = [
+    ("int8", &["--to", "int8"]),
+    ("nf4", &["--to", "nf4"]),
+    ("nf4d", &["--to", "nf4", "--double-quant"]),
+    ("lossless", &["--to", "lossless"]),
+];
 /// Bytes of the file that is written to measure writing.
 const WRITTEN: u64 = 2 << 30;
 
