@@ -165,10 +165,12 @@ impl Engine {
         &self.plan
     }
 
-    /// How many of its first tokens a sequence need not be fed, whose cache holds `cached` and with which it has `common`
-    /// tokens in common: none where the rotation of a key depends on how long the sequence was to become, and where layers
-    /// keep a state, which cannot go back, all or none.
-    pub fn reusable(&self, cached: usize, common: usize) -> usize {
+    /// How many of its first tokens a sequence need not be fed, whose cache holds `cached` tokens, the first `prompt` of them
+    /// computed as tokens of a prompt, and with which it has `common` tokens in common: none where the rotation of a key
+    /// depends on how long the sequence was to become; where layers keep a state, which cannot go back, all or none; and on a
+    /// GPU, where a generated token has other bits than the same token of a prompt, only what was part of a prompt.
+    pub fn reusable(&self, cached: usize, prompt: usize, common: usize) -> usize {
+        let common = if matches!(self.processor, Processor::Cpu { .. }) { common } else { common.min(prompt) };
         let goes_back = self.program.states.is_empty() || cached == common;
         if self.program.rotation_depends_on_length() || !goes_back { 0 } else { common }
     }

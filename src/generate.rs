@@ -96,8 +96,7 @@ pub struct GenerateStats {
 /// The tokens of a call, as they come: an iterator.
 pub struct Generation<'m> {
     engine: &'m mut Engine,
-    /// Which tokens each KV cache holds, so that a later call can go on from there.
-    cached: &'m mut [Vec<u32>],
+    cached: &'m mut [Cached],
     sequences: Vec<Sequence>,
     ready: VecDeque<Token>,
     failed: bool,
@@ -105,6 +104,36 @@ pub struct Generation<'m> {
     stats: GenerateStats,
     /// Passes, bytes and waits of the engine before this call.
     before: (u64, u64, f64),
+}
+
+/// What the KV cache of a sequence holds, so that a later call can go on from there.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Cached {
+    ids: Vec<u32>,
+    /// How many of them, from the first, were part of a prompt when they were computed.
+    prompt: usize,
+}
+
+impl Cached {
+    pub fn clear(&mut self) {
+        *self = Cached::default();
+    }
+
+    /// Keeps what a sequence that begins with this prompt can use, and says how many tokens that is. At least one token of
+    /// a prompt is computed: it gives the logits.
+    fn keep(&mut self, engine: &Engine, prompt: &[u32]) -> usize {
+        let common = common_prefix(&self.ids, &prompt[..prompt.len() - 1]);
+        let kept = engine.reusable(self.ids.len(), self.prompt, common);
+        self.ids.truncate(kept);
+        self.prompt = self.prompt.min(kept);
+        kept
+    }
+
+    /// Notes that tokens have been computed, of a sequence whose prompt has so many.
+    fn extend(&mut self, ids: &[u32], prompt: usize) {
+        self.ids.extend(ids);
+        self.prompt = self.ids.len().min(prompt);
+    }
 }
 
 struct Sequence {
@@ -127,7 +156,7 @@ struct Sequence {
 impl<'m> Generation<'m> {
     pub(crate) fn new(
         engine: &'m mut Engine,
-        cached: &'m mut [Vec<u32>],
+        cached: &'m mut [Cached],
         tokenizer: Option<&Tokenizer>,
         prompts: Vec<Vec<u32>>,
         options: &GenerateOptions,
@@ -139,9 +168,7 @@ impl<'m> Generation<'m> {
         }
         let stats = GenerateStats { prompt_tokens: prompts.iter().map(Vec::len).sum(), ..Default::default() };
         let sequences = prompts.into_iter().enumerate().map(|(index, ids)| {
-            let common = common_prefix(&cached[index], &ids[..ids.len() - 1]);
-            let fed = engine.reusable(cached[index].len(), common);
-            cached[index].truncate(fed);
+            let fed = cached[index].keep(engine, &ids);
             Sequence::new(engine, index, ids, fed, tokenizer, options)
         });
         let sequences = sequences.collect::<Result<Vec<_>>>()?;
@@ -202,7 +229,7 @@ impl<'m> Generation<'m> {
         let logits = self.engine.forward(&segments)?;
         let mut rows = logits.chunks_exact_mut(vocab);
         for (index, (sequence, share)) in self.sequences.iter_mut().zip(&shares).enumerate() {
-            self.cached[index].extend(&sequence.ids[sequence.fed..sequence.fed + share]);
+            self.cached[index].extend(&sequence.ids[sequence.fed..sequence.fed + share], sequence.prompt);
             sequence.fed += share;
             if *share > 0 && sequence.fed == sequence.ids.len() {
                 let logits = rows.next().expect("a row of logits for every sequence that is complete");

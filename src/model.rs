@@ -13,7 +13,7 @@ use crate::disk::{DiskOptions, Geometry, Source};
 use crate::engine::{Engine, Progress, StopFlag};
 use crate::error::{Error, Result};
 use crate::family::{self, Config, Family};
-use crate::generate::{GenerateOptions, Generation};
+use crate::generate::{Cached, GenerateOptions, Generation};
 use crate::hub::{Hub, HubOptions, Need};
 use crate::memory;
 use crate::pass::{Segment, Wanted};
@@ -157,8 +157,8 @@ pub struct Model {
     checkpoint: Checkpoint,
     text: TextSide,
     defaults: GenerateOptions,
-    /// The tokens that each KV cache holds.
-    cached: Vec<Vec<u32>>,
+    /// What each KV cache holds.
+    cached: Vec<Cached>,
 }
 
 impl Model {
@@ -182,7 +182,7 @@ impl Model {
     pub fn start(outline: Outline, text: TextSide, options: &Options) -> Result<Model> {
         let Outline { checkpoint, program, plan, source, processor } = outline;
         let defaults = GenerateOptions::of_model(&checkpoint, &text)?;
-        let cached = vec![Vec::new(); plan.sequences];
+        let cached = vec![Cached::default(); plan.sequences];
         let (threads, recorder) = (options.threads, options.recorder.clone());
         let engine = Engine::new(&source, program, plan, &options.disk, processor, threads, recorder)?;
         Ok(Model { engine, checkpoint, text, defaults, cached })

@@ -6,11 +6,13 @@
 //! [`Gpu::make_current`] before it uses them. Nothing here waits for a whole device.
 
 mod memory;
+mod nvml;
 mod stream;
 
+use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::result;
 use cudarc::driver::sys::{self, CUdevice_attribute, CUfunction_attribute};
@@ -125,6 +127,8 @@ pub struct Gpu(Arc<Primary>);
 struct Primary {
     device: sys::CUdevice,
     context: sys::CUcontext,
+    /// Bytes of the GPU's memory that were in use before the context was made, if that is known.
+    used_before: Option<u64>,
 }
 
 // SAFETY: a device number and a handle that the driver lets any thread use.
@@ -160,11 +164,12 @@ impl Gpu {
             return Err(Error::new(ErrorKind::NoDevice, format!("there is no GPU {number}: the driver shows {count}")));
         }
         let device = result::device::get(number as i32).context(|| format!("finding GPU {number}"))?;
+        let used_before = if has_context(device) { None } else { used_bytes(device) };
         // SAFETY: a device that the driver has just named; the context is released by `Primary`, after its last user.
         unsafe {
             let context =
                 result::primary_ctx::retain(device).context(|| format!("making a context on GPU {number}"))?;
-            let primary = Arc::new(Primary { device, context });
+            let primary = Arc::new(Primary { device, context, used_before });
             result::ctx::set_current(primary.context).context(|| format!("using GPU {number}"))?;
             Ok(Gpu(primary))
         }
@@ -187,9 +192,7 @@ impl Gpu {
     }
 
     fn attribute(&self, attribute: CUdevice_attribute) -> Result<usize> {
-        // SAFETY: the device exists as long as the context.
-        let value = unsafe { result::device::get_attribute(self.0.device, attribute) };
-        value.context(|| format!("asking for {attribute:?}")).map(|value| value.max(0) as usize)
+        attribute_of(self.0.device, attribute)
     }
 
     /// Its generation as kernels are compiled for it: 80 for compute capability 8.0.
@@ -218,18 +221,65 @@ impl Gpu {
         result::mem_get_info().context(|| "asking for free GPU memory".into())
     }
 
+    /// Bytes of its memory that are in use because of this process, to be asked before anything is allocated: those of the
+    /// context, and of the modules loaded so far.
+    ///
+    /// What was in use before the context was made is known from NVML. Where that is missing, other programs' memory cannot
+    /// be told from ours and is counted, so that the answer is too much, never too little; NVML counts what others take or
+    /// free in that moment as well. Where this process has had the context for other work already, it is what the first who
+    /// asked was told.
+    pub fn context_bytes(&self) -> Result<u64> {
+        static MEASURED: Mutex<BTreeMap<sys::CUdevice, u64>> = Mutex::new(BTreeMap::new());
+        let (free, total) = self.memory()?;
+        let all = (total - free) as u64;
+        let mut measured = MEASURED.lock().unwrap_or_else(PoisonError::into_inner);
+        let device = self.0.device;
+        let used = self.0.used_before.zip(used_bytes(device));
+        // Others may have freed more meanwhile than we have taken; that tells nothing.
+        let ours = used.and_then(|(before, now)| now.checked_sub(before)).filter(|bytes| *bytes > 0);
+        if let Some(bytes) = ours.map(|bytes| bytes.min(all)) {
+            measured.insert(device, bytes);
+            return Ok(bytes);
+        }
+        let known = if self.0.used_before.is_none() { measured.get(&device) } else { None };
+        Ok(known.copied().unwrap_or(all))
+    }
+
     /// Its address on the PCI bus as `/sys/bus/pci/devices` writes it, such as `0000:c1:00.0`.
     pub fn pci_address(&self) -> Result<String> {
-        let domain = self.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID)?;
-        let bus = self.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_PCI_BUS_ID)?;
-        let device = self.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_PCI_DEVICE_ID)?;
-        Ok(format!("{domain:04x}:{bus:02x}:{device:02x}.0"))
+        pci_address(self.0.device)
     }
 
     /// The CUDA version that the driver has, such as (13, 0).
     pub fn driver_version(&self) -> Result<(u32, u32)> {
         driver_version()
     }
+}
+
+fn attribute_of(device: sys::CUdevice, attribute: CUdevice_attribute) -> Result<usize> {
+    // SAFETY: the driver has named the device, and writes one int.
+    let value = unsafe { result::device::get_attribute(device, attribute) };
+    value.context(|| format!("asking for {attribute:?}")).map(|value| value.max(0) as usize)
+}
+
+fn pci_address(device: sys::CUdevice) -> Result<String> {
+    let domain = attribute_of(device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID)?;
+    let bus = attribute_of(device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_PCI_BUS_ID)?;
+    let device = attribute_of(device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_PCI_DEVICE_ID)?;
+    Ok(format!("{domain:04x}:{bus:02x}:{device:02x}.0"))
+}
+
+/// Bytes of the memory of a device that are in use, by whomever, if that can be known.
+fn used_bytes(device: sys::CUdevice) -> Option<u64> {
+    nvml::used_bytes(&pci_address(device).ok()?)
+}
+
+/// Whether this process has the device's primary context already. What cannot be known counts as yes.
+fn has_context(device: sys::CUdevice) -> bool {
+    let (mut flags, mut active) = (0, 1);
+    // SAFETY: writes two ints.
+    let asked = unsafe { sys::cuDevicePrimaryCtxGetState(device, &raw mut flags, &raw mut active) };
+    asked.result().is_err() || active != 0
 }
 
 fn driver_version() -> Result<(u32, u32)> {

@@ -327,7 +327,8 @@ pub struct Synth {
 
 #[derive(Args)]
 #[command(after_help = "\
-Matrices (and experts) are packed; embedding, norms, biases, routers and the head are copied. Whatever
+Matrices (and experts) are packed; norms, biases, routers, and embedding and head if it is not lossless,
+are copied. Whatever
 ends a run (kill, a full disk, loss of power), the same command goes on where it stopped, and nothing
 is deleted that is not safe. The result is a directory like any other. docs/packing.md has the formats.
 
@@ -338,7 +339,7 @@ Examples:
 pub struct Pack {
     #[command(flatten)]
     pub model: Model,
-    /// int8 (8 bits and a scale for each block) or nf4 (4 bits, as in QLoRA)
+    /// int8 (8 bits and a scale for each block), nf4 (4 bits, as in QLoRA), or lossless (bf16, every bit of it)
     #[arg(long, value_name = "ENCODING")]
     pub to: PackTo,
     /// The directory to write, which must be empty, not be there, or hold what an earlier run began
@@ -350,7 +351,7 @@ pub struct Pack {
     /// For nf4: scales of one byte each
     #[arg(long)]
     pub double_quant: bool,
-    /// Pack the output head, too
+    /// Pack the output head, too (lossless does without being asked)
     #[arg(long)]
     pub head: bool,
     /// Delete each file of MODEL as soon as all that came from it is packed, synced and read back; of links, such as in
@@ -373,6 +374,7 @@ pub struct Pack {
 pub enum PackTo {
     Int8,
     Nf4,
+    Lossless,
 }
 
 #[derive(Args)]

@@ -1,6 +1,8 @@
-//! From float32 to packed rows. Plain loops over arrays of fixed length, which the compiler turns into vectors. What the
-//! numbers are is said in docs/packing.md; [`Packed`] says where in a row they are.
+//! From a source's rows to packed ones. Plain loops over arrays of fixed length, which the compiler turns into vectors, once
+//! for each instruction set. What the numbers are is said in docs/packing.md; [`Packed`] says where in a row they are.
 
+use super::lossless;
+use crate::backend::cpu::{F32x16, Isa, Kernel, LANES};
 use crate::checkpoint::{BLOCK, NESTED};
 use crate::encoding::{NF4, Packed, scale_map};
 
@@ -29,45 +31,94 @@ impl Numbers {
     }
 
     /// A row as float32.
-    pub fn widen(self, from: &[u8], to: &mut Vec<f32>) {
-        to.clear();
+    #[inline(always)]
+    fn widen<V: F32x16>(self, from: &[u8], to: &mut [f32]) {
         match self {
-            Numbers::F32 => to.extend(from.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes))),
-            Numbers::F16 => to.extend(from.as_chunks().0.iter().map(|b| half::f16::from_le_bytes(*b).to_f32())),
-            Numbers::Bf16 => {
-                to.extend(from.as_chunks().0.iter().map(|b| f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16)))
+            Numbers::F32 => widen::<V, { 4 * LANES }>(V::load_f32, from, to),
+            Numbers::F16 => widen::<V, { 2 * LANES }>(V::load_f16, from, to),
+            Numbers::Bf16 => widen::<V, { 2 * LANES }>(V::load_bf16, from, to),
+        }
+    }
+}
+
+#[inline(always)]
+fn widen<V: F32x16, const BYTES: usize>(load: impl Fn(&[u8; BYTES]) -> V, from: &[u8], to: &mut [f32]) {
+    let (whole, rest) = from.as_chunks::<BYTES>();
+    let (to, to_rest) = to.as_chunks_mut::<LANES>();
+    for (from, to) in whole.iter().zip(to) {
+        load(from).store(to);
+    }
+    let mut last = [0; BYTES];
+    last[..rest.len()].copy_from_slice(rest);
+    load(&last).store_part(to_rest);
+}
+
+/// Packs rows of `columns` numbers, one after another in `from`, into `to`.
+///
+/// # Errors
+/// The first row with a number that the encoding cannot hold: then `to` is nothing.
+pub fn encode_rows(packed: Packed, kind: Numbers, columns: usize, from: &[u8], to: &mut [u8]) -> Result<(), usize> {
+    if matches!(packed, Packed::Lossless { .. }) {
+        return lossless::encode_rows(packed, columns, from, to);
+    }
+    Isa::best().run(Rows { packed, kind, columns, from, to })
+}
+
+struct Rows<'a> {
+    packed: Packed,
+    kind: Numbers,
+    columns: usize,
+    from: &'a [u8],
+    to: &'a mut [u8],
+}
+
+impl Kernel for Rows<'_> {
+    type Output = Result<(), usize>;
+
+    #[inline(always)]
+    fn run<V: F32x16>(self) -> Result<(), usize> {
+        let mut numbers = vec![0.0; self.columns];
+        let mut scales = vec![0.0; self.packed.scales(self.columns)];
+        let from = self.from.chunks_exact(self.columns * self.kind.bytes());
+        let to = self.to.chunks_exact_mut(self.packed.row_bytes(self.columns));
+        for (r, (from, to)) in from.zip(to).enumerate() {
+            self.kind.widen::<V>(from, &mut numbers);
+            encode_row(self.packed, &numbers, &mut scales, to);
+            // Scales are the largest magnitudes, so they say it of all.
+            if !scales.iter().all(|scale| scale.is_finite()) {
+                return Err(r);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Packs a row of numbers into `to`, which has the bytes of one. A scale that is not finite comes of a number that is not.
+#[inline(always)]
+fn encode_row(packed: Packed, numbers: &[f32], scales: &mut [f32], to: &mut [u8]) {
+    let (codes, behind) = to.split_at_mut(packed.code_bytes(numbers.len()));
+    behind.fill(0);
+    match packed {
+        Packed::Int8 { block } => int8(numbers, usize::from(block), codes, scales),
+        Packed::Nf4 { .. } => nf4(numbers, codes, scales),
+        Packed::Lossless { .. } => unreachable!("its rows are packed as they are"),
+    }
+    match packed {
+        Packed::Nf4 { double: true } => nest(scales, behind),
+        _ => {
+            for (bytes, scale) in behind.as_chunks_mut::<4>().0.iter_mut().zip(scales) {
+                *bytes = scale.to_le_bytes();
             }
         }
     }
 }
 
-/// Packs a row of numbers into `to`, which has the bytes of one. False if a number is not finite: then `to` is nothing.
-pub(crate) fn encode_row(packed: Packed, numbers: &[f32], to: &mut [u8]) -> bool {
-    let (codes, behind) = to.split_at_mut(packed.code_bytes(numbers.len()));
-    behind.fill(0);
-    match packed {
-        Packed::Int8 { block } => int8(numbers, usize::from(block), codes, behind),
-        Packed::Nf4 { double: false } => nf4(numbers, codes, |i, scale| {
-            behind[4 * i..4 * i + 4].copy_from_slice(&scale.to_le_bytes());
-        }),
-        Packed::Nf4 { double: true } => {
-            let mut scales = Vec::with_capacity(packed.scales(numbers.len()));
-            let finite = nf4(numbers, codes, |_, scale| scales.push(scale));
-            nest(&scales, behind);
-            finite
-        }
-    }
-}
-
 /// `code = round(w / scale)`, to the nearest, halves to even, with `scale = absmax / 127`.
-fn int8(numbers: &[f32], block: usize, codes: &mut [u8], scales: &mut [u8]) -> bool {
-    let mut finite = true;
-    let (scales, _) = scales.as_chunks_mut::<4>();
+#[inline(always)]
+fn int8(numbers: &[f32], block: usize, codes: &mut [u8], scales: &mut [f32]) {
     for ((numbers, codes), scale) in numbers.chunks(block).zip(codes.chunks_mut(block)).zip(scales) {
-        let absmax = absmax(numbers);
-        finite &= absmax.is_finite();
-        let by = absmax / 127.0;
-        *scale = by.to_le_bytes();
+        let by = absmax(numbers) / 127.0;
+        *scale = by;
         codes.fill(0);
         if by > 0.0 {
             for (code, w) in codes.iter_mut().zip(numbers) {
@@ -76,7 +127,6 @@ fn int8(numbers: &[f32], block: usize, codes: &mut [u8], scales: &mut [u8]) -> b
             }
         }
     }
-    finite
 }
 
 /// Halfway between the numbers of NF4: what is above one of them belongs to the next number.
@@ -91,25 +141,24 @@ const HALFWAY: [f32; 15] = {
 };
 
 /// The number of NF4 nearest to `w / absmax`, computed as bitsandbytes does: times the reciprocal, ties downwards.
-fn nf4(numbers: &[f32], codes: &mut [u8], mut scale: impl FnMut(usize, f32)) -> bool {
-    let mut finite = true;
-    for (i, (numbers, codes)) in numbers.chunks(BLOCK).zip(codes.chunks_mut(BLOCK / 2)).enumerate() {
-        let absmax = absmax(numbers);
-        finite &= absmax.is_finite();
-        scale(i, absmax);
-        let by = 1.0 / absmax.max(1e-38);
+#[inline(always)]
+fn nf4(numbers: &[f32], codes: &mut [u8], scales: &mut [f32]) {
+    for ((numbers, codes), scale) in numbers.chunks(BLOCK).zip(codes.chunks_mut(BLOCK / 2)).zip(scales) {
+        *scale = absmax(numbers);
+        let by = 1.0 / scale.max(1e-38);
         let mut block = [0.0; BLOCK];
         block[..numbers.len()].copy_from_slice(numbers);
-        let mut nearest = [0u8; BLOCK];
-        for (code, w) in nearest.iter_mut().zip(block) {
-            let x = w * by;
-            *code = HALFWAY.iter().map(|halfway| u8::from(x > *halfway)).sum();
+        let block = block.map(|w| w * by);
+        let mut nearest = [0u32; BLOCK];
+        for halfway in HALFWAY {
+            for (code, x) in nearest.iter_mut().zip(block) {
+                *code += u32::from(x > halfway);
+            }
         }
         for (code, [upper, lower]) in codes.iter_mut().zip(nearest.as_chunks::<2>().0) {
-            *code = upper << 4 | lower;
+            *code = (upper << 4 | lower) as u8;
         }
     }
-    finite
 }
 
 /// Scales as codes of the scale map: less their mean, over the largest of each [`NESTED`].
@@ -131,6 +180,7 @@ fn nest(scales: &[f32], behind: &mut [u8]) {
 }
 
 /// The largest magnitude; not finite if any number is not.
+#[inline(always)]
 fn absmax(numbers: &[f32]) -> f32 {
     // Magnitudes are in the order of their bits, and those of infinities and NaN are above all others.
     let magnitude = |w: &f32| w.to_bits() & 0x7fff_ffff;
@@ -141,26 +191,52 @@ fn absmax(numbers: &[f32]) -> f32 {
 mod tests {
     use super::*;
 
+    const ROUNDED: [Packed; 3] =
+        [Packed::Int8 { block: 64 }, Packed::Nf4 { double: false }, Packed::Nf4 { double: true }];
+
+    /// One row, packed with every instruction set there is, alike.
+    fn encode(packed: Packed, numbers: &[f32]) -> Option<Vec<u8>> {
+        let from: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+        let mut rows = Isa::available().map(|isa| {
+            let mut to = vec![0xee; packed.row_bytes(numbers.len())];
+            let rows = Rows { packed, kind: Numbers::F32, columns: numbers.len(), from: &from, to: &mut to };
+            isa.run(rows).ok().map(|()| to)
+        });
+        let first = rows.next().expect("there is the portable one");
+        assert!(rows.all(|other| other == first), "instruction sets differ for {packed:?}");
+        first
+    }
+
     #[test]
     fn eight_bits_round_to_the_nearest_and_halves_to_even() {
         let packed = Packed::Int8 { block: 64 };
-        let numbers = [127.0, 0.5, 1.5, -0.5, -1.5, 2.5, -126.6, 3.49];
-        let mut row = vec![0xee; packed.row_bytes(8)];
-        assert!(encode_row(packed, &numbers, &mut row));
+        let row = encode(packed, &[127.0, 0.5, 1.5, -0.5, -1.5, 2.5, -126.6, 3.49]).unwrap();
         let codes: Vec<i8> = row[..8].iter().map(|code| *code as i8).collect();
         assert_eq!(codes, [127, 0, 2, 0, -2, 2, -127, 3]);
         assert_eq!((&row[8..64], &row[64..68]), (&[0; 56][..], &1f32.to_le_bytes()[..]));
     }
 
     #[test]
+    fn numbers_of_any_size_are_packed_alike_by_all_instruction_sets() {
+        let mut state = 1u32;
+        let numbers = std::iter::repeat_with(|| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            f32::from_bits(state & 0xbfff_ffff)
+        });
+        let numbers: Vec<f32> = numbers.take(1000).collect();
+        for packed in ROUNDED {
+            assert!(encode(packed, &numbers).is_some(), "{packed:?}");
+        }
+    }
+
+    #[test]
     fn zeros_and_what_is_not_finite() {
-        for packed in Packed::KINDS {
-            let mut row = vec![0xee; packed.row_bytes(70)];
-            assert!(encode_row(packed, &[0.0; 70], &mut row));
+        for packed in ROUNDED {
+            assert!(encode(packed, &[0.0; 70]).is_some());
             for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
                 let mut numbers = [1.0; 70];
                 numbers[66] = bad;
-                assert!(!encode_row(packed, &numbers, &mut row), "{bad} as {packed:?}");
+                assert_eq!(encode(packed, &numbers), None, "{bad} as {packed:?}");
             }
         }
     }

@@ -11,7 +11,8 @@ use serde_json::{Value, json};
 
 use super::Options;
 use super::files::{Steps, replace};
-use crate::checkpoint::{METADATA, Stored};
+use crate::checkpoint::{Dtype, METADATA, Stored};
+use crate::encoding::Packed;
 use crate::error::{Error, Result};
 
 pub(crate) const MANIFEST: &str = "layerstream-pack.json";
@@ -30,6 +31,9 @@ pub(crate) struct Manifest {
     pub finished: bool,
     /// Matrices that lie as their transpose, and stay as they are.
     pub transposed: usize,
+    /// Matrices that stay as they are, since they would not get smaller without loss.
+    #[serde(default)]
+    pub kept: usize,
     pub small: Vec<Small>,
     pub shards: Vec<Shard>,
 }
@@ -81,9 +85,18 @@ pub(crate) struct Entry {
 }
 
 impl Manifest {
-    pub fn new(options: &Options, transposed: usize, small: Vec<Small>, shards: Vec<Shard>) -> Manifest {
-        let (to, block) = (options.to.name().into(), options.to.block());
-        Manifest { version: VERSION, to, block, head: options.head, finished: false, transposed, small, shards }
+    pub fn new(options: &Options, small: Vec<Small>) -> Manifest {
+        Manifest {
+            version: VERSION,
+            to: options.to.name().into(),
+            block: options.to.block(),
+            head: options.head,
+            finished: false,
+            transposed: 0,
+            kept: 0,
+            small,
+            shards: Vec::new(),
+        }
     }
 
     /// That of a directory, if there is one.
@@ -134,6 +147,18 @@ impl Manifest {
         let total: u64 = self.shards.iter().flat_map(|shard| &shard.tensors).map(|tensor| tensor.bytes).sum();
         let index = json!({"metadata": {"total_size": total}, "weight_map": places});
         serde_json::to_vec_pretty(&index).expect("an index is text")
+    }
+}
+
+impl Entry {
+    /// Makes a packed matrix of what is a plain one until now.
+    pub fn pack(&mut self, packed: Packed) {
+        let columns = self.shape.last_mut().expect("a matrix has columns");
+        self.packed = Some(Stored::new(packed, *columns));
+        *columns = packed.row_bytes(*columns);
+        self.bytes = self.shape.iter().map(|n| *n as u64).product();
+        self.name = format!("{}.{}", self.name, packed.name());
+        self.dtype = Dtype::U8.name().into();
     }
 }
 

@@ -1,19 +1,21 @@
-//! One shard: read in runs of whole rows by several threads, packed, and written to its place in the new file; synced, read
-//! back from the drive, and only then given its name.
+//! One shard: read in runs of whole rows by several threads, packed, and written to its place in the new file. Every so
+//! many bytes are synced and read back from the drive while other threads go on; and when all are, the file gets its name.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{Advice, FallocateFlags, fadvise, fallocate};
 
 use super::choose::start_of;
-use super::encode::{Numbers, encode_row};
+use super::encode::{Numbers, encode_rows};
 use super::files::{Steps, cannot_write, partial, put_in_place, sum};
 use super::manifest::{Entry, Shard};
+use super::reading::Reading;
 use super::{Options, verify};
+use crate::disk::memory::Region;
 use crate::encoding::Packed;
 use crate::error::{Error, Result};
 
@@ -21,20 +23,28 @@ use crate::error::{Error, Result};
 pub const SOURCE_START: u64 = 1 << 20;
 /// Bytes of the source that are read at once, unless memory is scarcer.
 const RUN: u64 = 4 << 20;
+/// Bytes that are written before they are synced: a fraction of a second's, so that the drive always has some to write.
+const BATCH: u64 = 64 << 20;
+
+/// Bytes of the source that a thread reads at once, at most.
+pub fn most_at_once(options: &Options) -> u64 {
+    (options.ram / (2 * options.threads as u64)).min(RUN)
+}
 
 /// Bytes of the result of a tensor that are made, and have a checksum, at once: whole rows.
 pub fn run_of(entry: &Entry, options: &Options) -> Result<u64> {
-    let most = (options.ram / (2 * options.threads as u64)).min(RUN);
+    let most = most_at_once(options);
     let Some(stored) = &entry.packed else { return Ok(most.max(4096)) };
     let row_bytes = *entry.shape.last().expect("a packed tensor has rows") as u64;
     let rows = entry.bytes.checked_div(row_bytes).unwrap_or(0).max(1);
-    // The row as it is, as float32, and packed.
-    let source_row = entry.source_bytes / rows + 4 * stored.columns as u64;
-    if source_row > most {
-        let least = bytesize::ByteSize::b(source_row * 2 * options.threads as u64).display().iec().to_string();
+    // Half of a thread's memory is for rows as they are and one as float32, the other for them packed.
+    let (source_row, widened) = (entry.source_bytes / rows, 4 * stored.columns as u64);
+    if source_row + widened > most {
+        let least = (source_row + widened) * 2 * options.threads as u64;
+        let least = bytesize::ByteSize::b(least).display().iec().to_string();
         return Err(Error::Budget(format!("the rows of `{}` need {least}: give at least that (--ram)", entry.name)));
     }
-    Ok((most / source_row).min(rows) * row_bytes)
+    Ok(((most - widened) / source_row.max(1)).min(rows) * row_bytes)
 }
 
 /// Makes the file of a shard. `tell` is told bytes of the source that are done.
@@ -63,119 +73,178 @@ pub fn write(
     .map_err(cannot_write(&partial))?;
     steps.step();
     file.write_all_at(&shard.header(), 0).map_err(cannot_write(&partial))?;
-    let work = Work { source: &source, from, file: &file, partial: &partial, to: options.to, steps };
+    let (source, back) = (Reading::open(from)?, Reading::open(&partial)?);
+    let work = Work { source, from, file: &file, back, partial: &partial, steps };
     let sums = work.all(&shard.tensors, options.threads, tell)?;
     for (tensor, sums) in shard.tensors.iter_mut().zip(sums) {
         tensor.sums = sums;
     }
     steps.step();
     file.sync_all().map_err(cannot_write(&partial))?;
-    // What is read back should come from the drive. Where this is not heeded, it comes from memory: no harm is done.
-    let _ = fadvise(&file, 0, None, Advice::DontNeed);
-    verify::tensors(&partial, &shard.tensors, options.threads)?;
     put_in_place(&path, steps)
 }
 
 /// A shard being made.
 struct Work<'a> {
-    source: &'a File,
+    source: Reading,
     from: &'a Path,
     file: &'a File,
+    /// The same file, to read back what was written.
+    back: Reading,
     partial: &'a Path,
-    to: Packed,
     steps: &'a Steps,
 }
 
 /// The memory of a thread.
-#[derive(Default)]
 struct Buffers {
-    source: Vec<u8>,
-    numbers: Vec<f32>,
+    region: Region,
     result: Vec<u8>,
 }
 
+/// What is known of a shard being made.
+struct Progress {
+    /// The checksums of each tensor's runs.
+    sums: Vec<Vec<String>>,
+    /// Bytes of the source that are done.
+    done: u64,
+    /// Runs that were written and not read back yet, and their bytes.
+    unread: Vec<(usize, usize)>,
+    written: u64,
+}
+
 impl Work<'_> {
-    /// Makes all tensors; returns the checksums of each one's runs.
+    /// Makes all tensors; returns the checksums of each one's runs, all of which were read back.
     fn all(&self, tensors: &[Entry], threads: usize, tell: &(dyn Fn(u64) + Sync)) -> Result<Vec<Vec<String>>> {
-        let done = AtomicU64::new(0);
-        let sums = tensors.iter().map(|t| vec![String::new(); runs(t)]).collect();
-        let sums = Mutex::new(sums);
-        in_parallel(tensors, threads, |t, run| {
-            thread_local! { static BUFFERS: std::cell::RefCell<Buffers> = Default::default(); }
-            let (sum, bytes) = BUFFERS.with_borrow_mut(|buffers| self.one(&tensors[t], run as u64, buffers))?;
-            let sums: &mut Vec<Vec<String>> = &mut sums.lock().unwrap_or_else(PoisonError::into_inner);
-            sums[t][run] = sum;
-            tell(done.fetch_add(bytes, Ordering::Relaxed) + bytes);
-            Ok(())
+        let longest = |&(t, run): &(usize, usize)| run_at(&tensors[t], run).1.max(source_at(&tensors[t], run).1);
+        let longest = runs(tensors).iter().map(longest).max().unwrap_or(0);
+        let buffers = || -> Result<Vec<Buffers>> {
+            let regions = self.source.regions(threads, longest)?;
+            Ok(regions.into_iter().map(|region| Buffers { region, result: Vec::new() }).collect())
+        };
+        let sums = tensors.iter().map(|tensor| vec![String::new(); runs_of(tensor)]).collect();
+        let progress = Mutex::new(Progress { sums, done: 0, unread: Vec::new(), written: 0 });
+        let lock = || progress.lock().unwrap_or_else(PoisonError::into_inner);
+        in_parallel(runs(tensors), buffers()?, |buffers, (t, run)| {
+            let sum = self.one(&tensors[t], run, buffers)?;
+            let mut now = lock();
+            now.sums[t][run] = sum;
+            now.done += source_at(&tensors[t], run).1;
+            now.unread.push((t, run));
+            now.written += run_at(&tensors[t], run).1;
+            tell(now.done);
+            if now.written < BATCH {
+                return Ok(());
+            }
+            now.written = 0;
+            let unread = std::mem::take(&mut now.unread);
+            drop(now);
+            self.sync()?;
+            unread.iter().try_for_each(|&(t, run)| {
+                let sum = lock().sums[t][run].clone();
+                self.read_back(&tensors[t], run, &sum, &mut buffers.region)
+            })
         })?;
-        Ok(sums.into_inner().unwrap_or_else(PoisonError::into_inner))
+        let Progress { sums, unread, .. } = progress.into_inner().unwrap_or_else(PoisonError::into_inner);
+        self.sync()?;
+        in_parallel(unread, buffers()?, |buffers, (t, run)| {
+            self.read_back(&tensors[t], run, &sums[t][run], &mut buffers.region)
+        })?;
+        Ok(sums)
     }
 
-    /// Makes one run: its checksum, and the bytes of the source that it took.
-    fn one(&self, tensor: &Entry, run: u64, buffers: &mut Buffers) -> Result<(String, u64)> {
-        let Buffers { source, numbers, result } = buffers;
-        let start = run * tensor.run;
-        let len = tensor.run.min(tensor.bytes - start) as usize;
-        let read = |source: &mut Vec<u8>, start: u64, len: usize| {
-            source.resize(len, 0);
-            let offset = tensor.source_offset + start;
-            self.source.read_exact_at(source, offset).map_err(|error| Error::Read {
-                path: self.from.into(),
-                offset,
-                len: len as u64,
-                source: error,
-            })
-        };
-        let made: &[u8] = match &tensor.packed {
-            None => {
-                read(source, start, len)?;
-                source
-            }
+    /// Makes one run: its checksum.
+    fn one(&self, tensor: &Entry, run: usize, Buffers { region, result }: &mut Buffers) -> Result<String> {
+        let (offset, len) = source_at(tensor, run);
+        let source = self.source.read(offset, len, region)?;
+        let (offset, len) = run_at(tensor, run);
+        let made = match &tensor.packed {
+            None => source,
             Some(stored) => {
-                let row_bytes = tensor.shape[tensor.shape.len() - 1];
                 let kind = Numbers::of(&tensor.source_dtype).expect("only floats are packed");
-                let source_row = stored.columns * kind.bytes();
-                let (first, rows) = (start / row_bytes as u64, len / row_bytes);
-                read(source, first * source_row as u64, rows * source_row)?;
-                result.resize(len, 0);
-                let rows = source.chunks_exact(source_row).zip(result.chunks_exact_mut(row_bytes));
-                for ((from, to), r) in rows.zip(first..) {
-                    kind.widen(from, numbers);
-                    if !encode_row(self.to, numbers, to) {
-                        let problem =
-                            format!("row {r} has a number that is not finite, which {} cannot hold", self.to.name());
-                        let tensor = tensor.name.clone();
-                        return Err(Error::Tensor { path: self.from.into(), tensor, problem });
-                    }
-                }
+                result.resize(len as usize, 0);
+                let packed = stored.packed().expect("a packing that was begun here");
+                encode_rows(packed, kind, stored.columns, source, result).map_err(|row| {
+                    let row = run as u64 * tensor.run / row_bytes(tensor) + row as u64;
+                    let problem = match packed {
+                        Packed::Lossless { .. } => format!("row {row} is not as it was when packing began"),
+                        to => format!("row {row} has a number that is not finite, which {} cannot hold", to.name()),
+                    };
+                    Error::Tensor { path: self.from.into(), tensor: tensor.name.clone(), problem }
+                })?;
                 result
             }
         };
         self.steps.step();
-        self.file.write_all_at(made, tensor.offset + start).map_err(cannot_write(self.partial))?;
-        Ok((sum(made), source.len() as u64))
+        self.file.write_all_at(made, offset).map_err(cannot_write(self.partial))?;
+        Ok(sum(made))
+    }
+
+    /// Makes sure of what was written, and that it need not stay in memory: where that is not heeded, and the drive cannot be
+    /// read past the page cache, what is read back comes from there, and no harm is done.
+    fn sync(&self) -> Result<()> {
+        self.steps.step();
+        self.file.sync_data().map_err(cannot_write(self.partial))?;
+        let _ = fadvise(self.file, 0, None, Advice::DontNeed);
+        Ok(())
+    }
+
+    fn read_back(&self, tensor: &Entry, run: usize, sum: &String, region: &mut Region) -> Result<()> {
+        verify::run(self.partial, &self.back, tensor, run, Some(sum), region)
+    }
+}
+
+/// Bytes of a row of a packed tensor, of the result.
+fn row_bytes(tensor: &Entry) -> u64 {
+    tensor.shape[tensor.shape.len() - 1] as u64
+}
+
+/// Where a run of a tensor is in the result: offset and bytes.
+pub fn run_at(tensor: &Entry, run: usize) -> (u64, u64) {
+    let start = run as u64 * tensor.run;
+    (tensor.offset + start, tensor.run.min(tensor.bytes - start))
+}
+
+/// Where in the source is what it is made of.
+pub fn source_at(tensor: &Entry, run: usize) -> (u64, u64) {
+    let (offset, len) = run_at(tensor, run);
+    let start = offset - tensor.offset;
+    match &tensor.packed {
+        None => (tensor.source_offset + start, len),
+        Some(_) => {
+            let source_row = tensor.source_bytes / (tensor.bytes / row_bytes(tensor));
+            let [start, len] = [start, len].map(|bytes| bytes / row_bytes(tensor) * source_row);
+            (tensor.source_offset + start, len)
+        }
     }
 }
 
 /// Runs of a tensor.
-pub fn runs(tensor: &Entry) -> usize {
+fn runs_of(tensor: &Entry) -> usize {
     tensor.bytes.div_ceil(tensor.run.max(1)) as usize
 }
 
-/// Does something to all runs of all tensors, on several threads; stops at the first error.
-pub fn in_parallel(tensors: &[Entry], threads: usize, work: impl Fn(usize, usize) -> Result<()> + Sync) -> Result<()> {
-    let jobs: Vec<(usize, usize)> =
-        tensors.iter().enumerate().flat_map(|(t, tensor)| (0..runs(tensor)).map(move |run| (t, run))).collect();
+/// All runs of all tensors, by the index of the tensor and theirs in it.
+pub fn runs(tensors: &[Entry]) -> Vec<(usize, usize)> {
+    tensors.iter().enumerate().flat_map(|(t, tensor)| (0..runs_of(tensor)).map(move |run| (t, run))).collect()
+}
+
+/// Does all jobs, in order, on as many threads as there are states for them; stops at the first error.
+pub fn in_parallel<S: Send, J: Copy + Sync>(
+    jobs: Vec<J>,
+    states: Vec<S>,
+    work: impl Fn(&mut S, J) -> Result<()> + Sync,
+) -> Result<()> {
     let (next, stop, failed) = (AtomicUsize::new(0), AtomicBool::new(false), Mutex::new(None));
+    let (jobs, next, stop, failed_at, work) = (&jobs, &next, &stop, &failed, &work);
     std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
+        for mut state in states {
+            scope.spawn(move || {
                 while !stop.load(Ordering::Relaxed)
-                    && let Some(&(t, run)) = jobs.get(next.fetch_add(1, Ordering::Relaxed))
+                    && let Some(&job) = jobs.get(next.fetch_add(1, Ordering::Relaxed))
                 {
-                    if let Err(error) = work(t, run) {
+                    if let Err(error) = work(&mut state, job) {
                         stop.store(true, Ordering::Relaxed);
-                        failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                        failed_at.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
                     }
                 }
             });

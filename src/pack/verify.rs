@@ -1,13 +1,14 @@
 //! Checks what was packed against its manifest: every file, its header, and every run of rows of every tensor. What is wrong
 //! is named.
 
-use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::fs;
 use std::path::Path;
 
 use super::files::sum;
 use super::manifest::{Entry, MANIFEST, Manifest, Shard};
-use super::shard::in_parallel;
+use super::reading::Reading;
+use super::shard::{in_parallel, run_at, runs};
+use crate::disk::memory::Region;
 use crate::error::{Error, Result};
 
 /// Threads that read.
@@ -74,35 +75,32 @@ pub fn shard(dir: &Path, shard: &Shard) -> Result<()> {
         return Err(Error::Checkpoint { path, problem });
     }
     let expected = shard.header();
-    let mut header = vec![0; expected.len()];
-    let file = File::open(&path).map_err(Error::io(&path, "open"))?;
-    file.read_exact_at(&mut header, 0).map_err(Error::io(&path, "read"))?;
-    if header != expected {
+    let reading = Reading::open(&path)?;
+    let mut region = reading.regions(1, expected.len() as u64)?;
+    if reading.read(0, expected.len() as u64, &mut region[0])? != expected {
         let problem = "its header is not the one that was written: damaged, or another file under this name".into();
         return Err(Error::Checkpoint { path, problem });
     }
-    tensors(&path, &shard.tensors, THREADS)
+    let longest = shard.tensors.iter().map(|tensor| tensor.run).max().unwrap_or(0);
+    in_parallel(runs(&shard.tensors), reading.regions(THREADS, longest)?, |region, (t, run)| {
+        let tensor = &shard.tensors[t];
+        self::run(&path, &reading, tensor, run, tensor.sums.get(run), region)
+    })
 }
 
-/// Compares every run of rows with its checksum.
-pub fn tensors(path: &Path, tensors: &[Entry], threads: usize) -> Result<()> {
-    let file = File::open(path).map_err(Error::io(path, "open"))?;
-    in_parallel(tensors, threads, |t, run| {
-        let tensor = &tensors[t];
-        let start = run as u64 * tensor.run;
-        let len = tensor.run.min(tensor.bytes - start);
-        let offset = tensor.offset + start;
-        let mut bytes = vec![0; len as usize];
-        file.read_exact_at(&mut bytes, offset).map_err(|source| Error::Read {
-            path: path.into(),
-            offset,
-            len,
-            source,
-        })?;
-        if tensor.sums.get(run) == Some(&sum(&bytes)) {
-            return Ok(());
-        }
-        let problem = format!("the {len} bytes at offset {offset} are not those that were written");
-        Err(Error::Tensor { path: path.into(), tensor: tensor.name.clone(), problem })
-    })
+/// Compares a run of rows with its checksum.
+pub fn run(
+    path: &Path,
+    reading: &Reading,
+    tensor: &Entry,
+    run: usize,
+    expected: Option<&String>,
+    region: &mut Region,
+) -> Result<()> {
+    let (offset, len) = run_at(tensor, run);
+    if expected == Some(&sum(reading.read(offset, len, region)?)) {
+        return Ok(());
+    }
+    let problem = format!("the {len} bytes at offset {offset} are not those that were written");
+    Err(Error::Tensor { path: path.into(), tensor: tensor.name.clone(), problem })
 }

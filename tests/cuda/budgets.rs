@@ -24,6 +24,30 @@ fn the_card_never_has_more_of_us_than_the_budget() {
     }
 }
 
+/// What other programs have of the card is no part of our budget; where the driver does not say whose memory it is, all of it
+/// counts as ours, so that the budget holds in any case.
+#[test]
+fn memory_of_other_programs_is_not_counted_as_ours() {
+    let others = ("TAKEN", "100000000");
+    let context =
+        |environment: &[_]| run(&[job(), job()], environment).done().0.iter().map(|o| o.context).collect::<Vec<_>>();
+    let alone = context(&[]);
+    assert!(alone.iter().all(|bytes| *bytes == 1 << 20), "{alone:?}");
+    assert_eq!(context(&[others]), alone);
+    assert_eq!(context(&[others, ("NVML", "0")]), alone.iter().map(|bytes| bytes + 100_000_000).collect::<Vec<_>>());
+    let (outcomes, report) = run(&[Job { vram: Some(200_000), ..job() }], &[others]).done();
+    assert!(outcomes[0].errors.is_empty(), "{:?}", outcomes[0].errors);
+    assert!(report["peak_vram"].as_u64().unwrap() <= outcomes[0].vram);
+}
+
+/// A second model beside one that is open: what the first has allocated is not the second one's context.
+#[test]
+fn memory_of_another_model_of_this_process_is_not_counted_either() {
+    let (outcomes, _) = run(&[Job { beside: true, ..job() }], &[]).done();
+    assert!(outcomes[0].errors.is_empty(), "{:?}", outcomes[0].errors);
+    assert_eq!(outcomes[0].context, 1 << 20);
+}
+
 #[test]
 fn below_the_floor_the_floor_is_named_and_at_the_floor_it_works() {
     let (outcomes, _) = run(&[job()], &[("ARITHMETIC", "0")]).done();

@@ -29,6 +29,10 @@ pub struct Job {
     pub stream_kv: bool,
     /// Tokens to generate for all prompts together; 0: logits at every position of each prompt instead.
     pub new_tokens: usize,
+    /// A second call, whose prompts are the first one's with their answers and these tokens behind them.
+    pub goes_on: Vec<u32>,
+    /// While the same model is open already.
+    pub beside: bool,
     /// How often. Errors of all but the last time are noted and do no harm.
     pub times: usize,
     /// Stops the first time when a pass has used so many bytes of weights.
@@ -48,12 +52,17 @@ pub struct Outcome {
     pub device: String,
     pub vram: u64,
     pub vram_floor: u64,
+    /// Bytes of the GPU that the context takes.
+    pub context: u64,
     pub ram_floor: u64,
     /// Tiles on the GPU, in memory, on disk.
     pub tiers: [usize; 3],
+    /// Bytes of the largest tile, of the ring on the GPU, and of that in memory.
+    pub sizes: [usize; 3],
     pub kv_on_gpu: bool,
     pub rows: usize,
-    pub passes: usize,
+    /// Of the last call that generated.
+    pub passes: u64,
     /// Bytes that drives delivered, of all weights and of experts; and bytes of experts that were used, and that were at hand.
     pub read: u64,
     pub experts_read: u64,
@@ -104,18 +113,22 @@ fn attempt(job: &Job, outcome: &mut Outcome) -> layerstream::Result<()> {
         Some(above) => Options { ram: Some(Outline::new(path, &options)?.plan().floor + above), ..options },
         None => options,
     };
+    let _other = if job.beside { Some(Model::open(path, &options)?) } else { None };
     let mut model = Model::open(path, &options)?;
     let plan = model.plan();
     if let Some(gpu) = &plan.gpu {
-        (outcome.vram, outcome.vram_floor, outcome.kv_on_gpu) = (gpu.vram, gpu.floor, gpu.layout.kv_resident);
+        (outcome.vram, outcome.vram_floor, outcome.context) = (gpu.vram, gpu.floor, gpu.context);
+        outcome.kv_on_gpu = gpu.layout.kv_resident;
         assert!(gpu.total() <= gpu.vram);
     }
-    (outcome.ram_floor, outcome.rows, outcome.passes) = (plan.floor, plan.rows, 0);
+    (outcome.ram_floor, outcome.rows) = (plan.floor, plan.rows);
     for tile in &plan.tiles {
         use layerstream::plan::Tier;
         let tier = [Tier::Device, Tier::Host, Tier::Disk].iter().position(|tier| *tier == tile.tier).unwrap();
         outcome.tiers[tier] += 1;
     }
+    let largest = plan.tiles.iter().map(|tile| tile.span.len as usize).max().unwrap_or(0);
+    outcome.sizes = [largest, plan.gpu.as_ref().map_or(0, |gpu| gpu.ring), plan.memory.ring];
     outcome.device = model.processor().to_string();
     for time in 0..job.times.max(1) {
         let watch = job.stop_at.filter(|_| time == 0).map(|bytes| watch(&model, bytes));
@@ -125,7 +138,9 @@ fn attempt(job: &Job, outcome: &mut Outcome) -> layerstream::Result<()> {
             model.stop_flag().clear();
         }
         match result {
-            Ok((logits, tokens)) => (outcome.logits, outcome.tokens) = (logits, tokens),
+            Ok((logits, tokens, passes)) => {
+                (outcome.logits, outcome.tokens, outcome.passes) = (logits, tokens, passes);
+            }
             Err(error) => outcome.errors.push(error.to_string()),
         }
     }
@@ -192,11 +207,16 @@ fn watch(model: &Model, bytes: u64) -> std::thread::JoinHandle<()> {
 
 type Rows = Vec<Vec<u32>>;
 
-fn once(model: &mut Model, job: &Job) -> layerstream::Result<(Rows, Rows)> {
+/// Logits or tokens of each prompt, and the passes that it took to generate.
+fn once(model: &mut Model, job: &Job) -> layerstream::Result<(Rows, Rows, u64)> {
     if job.new_tokens > 0 {
-        let options = GenerateOptions { max_new_tokens: job.new_tokens, ..GenerateOptions::default() };
-        let outputs = model.generate(job.prompts.clone(), &options)?.outputs()?;
-        return Ok((Vec::new(), outputs.into_iter().map(|output| output.ids).collect()));
+        let (mut answers, mut passes) = answer(model, job.prompts.clone(), job.new_tokens)?;
+        if !job.goes_on.is_empty() {
+            let longer =
+                |(prompt, answer): (&Vec<u32>, &Vec<u32>)| [&prompt[..], &answer[..], &job.goes_on[..]].concat();
+            (answers, passes) = answer(model, job.prompts.iter().zip(&answers).map(longer).collect(), job.new_tokens)?;
+        }
+        return Ok((Vec::new(), answers, passes));
     }
     let mut logits = Vec::new();
     for ids in &job.prompts {
@@ -207,5 +227,12 @@ fn once(model: &mut Model, job: &Job) -> layerstream::Result<(Rows, Rows)> {
         })?;
         logits.push(bits);
     }
-    Ok((logits, Vec::new()))
+    Ok((logits, Vec::new(), 0))
+}
+
+fn answer(model: &mut Model, prompts: Rows, new_tokens: usize) -> layerstream::Result<(Rows, u64)> {
+    let options = GenerateOptions { max_new_tokens: new_tokens, ..GenerateOptions::default() };
+    let mut generation = model.generate(prompts, &options)?;
+    let outputs = generation.outputs()?;
+    Ok((outputs.into_iter().map(|output| output.ids).collect(), generation.stats().passes))
 }

@@ -12,7 +12,7 @@ mod x86;
 use std::fmt;
 
 /// Lanes of the one vector that all arithmetic is defined on.
-pub(super) const LANES: usize = 16;
+pub(crate) const LANES: usize = 16;
 
 /// A vector in memory, in a cache line of its own.
 #[derive(Clone, Copy)]
@@ -21,7 +21,7 @@ pub(super) struct Lanes(pub [f32; LANES]);
 
 /// Sixteen float32 lanes. Nothing outside this module can name an implementation: a kernel gets one from [`Isa::run`],
 /// which is what makes these methods safe to call.
-pub(super) trait F32x16: Copy {
+pub(crate) trait F32x16: Copy {
     /// Whether there are registers for 4×6 accumulators (32 of 16 lanes) or only for 2×3 (16 of 8 lanes).
     const WIDE: bool;
     /// Sixteen bytes.
@@ -42,6 +42,9 @@ pub(super) trait F32x16: Copy {
     /// Sixteen codes of four bits, two in a byte, as what a table has for them. The first of a byte is its lower half, or
     /// its upper one.
     fn table4<const UPPER_FIRST: bool>(codes: &[u8; LANES / 2], table: &[f32; 16]) -> Self;
+    /// Sixteen bfloat16: their signs and mantissas in bytes, and in the first six bytes of `codes`, three bits each, what
+    /// `exponents` has the exponents for. Where that is 0, `exponents[0]`, they come from `escapes`, in order.
+    fn load_coded(numbers: &[u8; LANES], codes: &[u8; 8], exponents: &[u8; 8], escapes: &[u8; LANES]) -> Self;
     /// Bytes, at any address.
     fn bytes(from: &[u8; LANES]) -> Self::Bytes;
     /// `byte >> shift & mask`, for masks of at most `8 - shift` bits.
@@ -97,7 +100,7 @@ pub(super) trait F32x16: Copy {
 
 /// Work that can be compiled for any implementation. `run`, and all it calls, must be `#[inline(always)]` and free of
 /// closures around vector operations, so that everything lands in the one function that has the instructions enabled.
-pub(super) trait Kernel {
+pub(crate) trait Kernel {
     type Output;
     fn run<V: F32x16>(self) -> Self::Output;
 }
@@ -126,7 +129,7 @@ impl Isa {
         Self::available().next().unwrap_or(Isa(Choice::Portable))
     }
 
-    pub(super) fn run<K: Kernel>(self, kernel: K) -> K::Output {
+    pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
         match self.0 {
             // SAFETY: an `Isa` comes from `available` only, which checked the processor for these features.
             #[cfg(target_arch = "x86_64")]
@@ -148,10 +151,17 @@ impl Choice {
     fn is_supported(self) -> bool {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Choice::Avx512 => is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl"),
+            Choice::Avx512 => {
+                is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("popcnt")
+            }
             #[cfg(target_arch = "x86_64")]
             Choice::Avx2 => {
-                is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
+                is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("f16c")
+                    && is_x86_feature_detected!("popcnt")
             }
             Choice::Portable => true,
         }
@@ -240,6 +250,25 @@ impl F32x16 for Portable {
     fn table4<const UPPER_FIRST: bool>(codes: &[u8; LANES / 2], table: &[f32; 16]) -> Self {
         let shift = |l: usize| if (l.is_multiple_of(2)) == UPPER_FIRST { 4 } else { 0 };
         Portable(std::array::from_fn(|l| table[usize::from(codes[l / 2] >> shift(l) & 15)]))
+    }
+
+    #[inline(always)]
+    fn load_coded(numbers: &[u8; LANES], codes: &[u8; 8], exponents: &[u8; 8], escapes: &[u8; LANES]) -> Self {
+        let codes = u64::from_le_bytes(*codes);
+        let mut used = 0;
+        let mut lanes = [0.0; LANES];
+        for (l, lane) in lanes.iter_mut().enumerate() {
+            let exponent = match codes >> (3 * l) & 7 {
+                0 => {
+                    used += 1;
+                    escapes[used - 1]
+                }
+                code => exponents[code as usize],
+            };
+            let [sign, exponent, mantissa] = [numbers[l] & 0x80, exponent, numbers[l] & 0x7f].map(u32::from);
+            *lane = f32::from_bits(sign << 24 | exponent << 23 | mantissa << 16);
+        }
+        Portable(lanes)
     }
 
     #[inline(always)]

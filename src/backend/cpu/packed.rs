@@ -1,8 +1,8 @@
-//! Packed rows (see [`Packed`]): codes, and behind them in the same row the scales.
+//! Packed rows (see [`Packed`]): codes, and in the same row what their numbers need.
 
 use super::isa::{F32x16, LANES};
 use super::weights::{Element, Factors, Tile};
-use crate::checkpoint::{BLOCK, NESTED};
+use crate::checkpoint::{BLOCK, BLOCK_BYTES, BLOCK_CODES, NESTED, RUN};
 use crate::encoding::{Encoding, NF4, Packed, scale_map};
 
 /// Vectors of sixteen in the 64 numbers that are decoded together, which never have more than one scale.
@@ -113,5 +113,79 @@ impl Element for Nf4Double {
     #[inline(always)]
     fn lanes<V: F32x16>(_: &Doubled<'_>, chunk: &Self::Chunk, scale: &f32, _: usize, step: usize) -> V {
         V::table4::<true>(&chunk[step], &NF4).mul(V::splat(*scale))
+    }
+}
+
+/// Bfloat16 with coded exponents.
+pub(super) struct Lossless;
+
+/// What a lossless row has before its blocks.
+#[derive(Clone, Copy)]
+pub(super) struct Exponents<'a> {
+    /// Of each code; that of escapes is 0.
+    of_code: [u8; 8],
+    /// Escapes before each run.
+    before: &'a [[u8; 2]],
+    /// Those of the row, and what follows them in it: more than sixteen bytes.
+    escapes: &'a [u8],
+}
+
+/// Vectors of a block.
+const IN_BLOCK: usize = BLOCK / LANES;
+/// The blocks of [`RUN`] numbers.
+type Run = [[u8; BLOCK_BYTES / IN_BLOCK]; RUN / LANES];
+
+/// Bytes of a run: of the block that a vector is in, from these on.
+#[inline(always)]
+fn bytes_of<const N: usize>(run: &Run, step: usize, from: usize) -> &[u8; N] {
+    let at = step / IN_BLOCK * BLOCK_BYTES + from;
+    run.as_flattened()[at..].first_chunk().expect("bytes of the block")
+}
+
+/// The codes of a vector: six bytes, and two that do not matter, since behind the last codes there are numbers.
+#[inline(always)]
+fn codes(run: &Run, step: usize) -> &[u8; 8] {
+    bytes_of(run, step, step % IN_BLOCK * (BLOCK_CODES / IN_BLOCK))
+}
+
+impl Element for Lossless {
+    type Chunk = Run;
+    const STEPS: usize = RUN / LANES;
+    type Beside<'a> = Exponents<'a>;
+    /// Escapes before each vector.
+    type Common = [u16; RUN / LANES];
+
+    #[inline(always)]
+    fn open<'a>(tile: &Tile<'a>, _: usize, row: &'a [u8]) -> (&'a [u8], Exponents<'a>) {
+        let Encoding::Packed(packed) = tile.encoding else { unreachable!("{} is not packed", tile.encoding) };
+        let (exponents, behind) = row.split_at(2);
+        let (before, escapes) = behind.split_at(2 * tile.k.div_ceil(RUN));
+        let (alone, first) = (exponents[0], exponents[1]);
+        let after = |n| first.wrapping_add(n);
+        let of_code = [0, alone, first, after(1), after(2), after(3), after(4), after(5)];
+        let blocks = &row[row.len() - packed.code_bytes(tile.k)..];
+        (blocks, Exponents { of_code, before: before.as_chunks().0, escapes })
+    }
+
+    #[inline(always)]
+    fn common<V: F32x16>(row: &Exponents<'_>, run: &Run, i: usize) -> Self::Common {
+        let mut at = u16::from_le_bytes(row.before[i]);
+        let mut before = [0; RUN / LANES];
+        for (step, before) in before.iter_mut().enumerate() {
+            *before = at;
+            let codes = u64::from_le_bytes(*codes(run, step));
+            let escaped = !(codes | codes >> 1 | codes >> 2) & 0o1_111_111_111_111_111;
+            at = at.wrapping_add(escaped.count_ones() as u16);
+        }
+        before
+    }
+
+    #[inline(always)]
+    fn lanes<V: F32x16>(row: &Exponents<'_>, run: &Run, before: &Self::Common, _: usize, step: usize) -> V {
+        // In a damaged row, this may be any number.
+        let at = usize::from(before[step]).min(row.escapes.len() - LANES);
+        let escapes = row.escapes[at..].first_chunk().expect("sixteen bytes");
+        let numbers = bytes_of(run, step, BLOCK_CODES + step % IN_BLOCK * LANES);
+        V::load_coded(numbers, codes(run, step), &row.of_code, escapes)
     }
 }

@@ -322,6 +322,10 @@ macro_rules! with_element {
                 type $e = packed::Nf4Double;
                 $body
             }
+            Encoding::Packed(Packed::Lossless { .. }) => {
+                type $e = packed::Lossless;
+                $body
+            }
         }
     }};
 }

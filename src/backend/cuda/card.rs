@@ -215,8 +215,9 @@ impl Card {
                 functions.insert(*kernel, function.expect("every kernel is in its file"));
             }
         }
-        let (free, total) = gpu.memory().map_err(failed)?;
-        Ok(Card { functions, name, taken: (total - free) as u64, free: free as u64, gpu })
+        let taken = gpu.context_bytes().map_err(failed)?;
+        let (free, _) = gpu.memory().map_err(failed)?;
+        Ok(Card { functions, name, taken, free: free as u64, gpu })
     }
 
     /// What to call it.
@@ -224,8 +225,7 @@ impl Card {
         &self.name
     }
 
-    /// Bytes of its memory that the context and the kernels take: all that is in use, since the driver does not say whose it
-    /// is. So it is too much where other programs use the GPU, and never too little.
+    /// Bytes of its memory that the context and the kernels take ([`Gpu::context_bytes`]).
     pub fn context_bytes(&self) -> u64 {
         self.taken
     }

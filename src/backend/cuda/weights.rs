@@ -77,6 +77,7 @@ fn alone(packed: Packed, row_bytes: usize) -> Option<(gemm::Encoding, Weights)> 
         Packed::Int8 { .. } => (gemm::Encoding::Int8, 4),
         Packed::Nf4 { double: false } => (gemm::Encoding::Nf4, 4),
         Packed::Nf4 { double: true } => (gemm::Encoding::Nf4d, 1),
+        Packed::Lossless { .. } => return None,
     };
     let rows = Weights {
         row_bytes: row_bytes as i32,

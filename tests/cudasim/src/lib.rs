@@ -34,8 +34,8 @@ pub fn directory() -> io::Result<PathBuf> {
     })?;
     let directory = library.with_file_name("cudasim");
     std::fs::create_dir_all(&directory)?;
-    // Both names, or a loader that looks for the other one first finds a real driver.
-    for name in ["libcuda.so", "libcuda.so.1"] {
+    // All names, or a loader that looks for another one first finds a real driver.
+    for name in ["libcuda.so", "libcuda.so.1", "libnvidia-ml.so.1"] {
         let link = directory.join(name);
         if std::fs::read_link(&link).is_ok_and(|target| target == library) {
             continue;

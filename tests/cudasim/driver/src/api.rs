@@ -15,6 +15,7 @@ mod copies;
 mod device;
 mod memory;
 mod module;
+mod nvml;
 mod stream;
 
 type Result<T> = std::result::Result<T, Code>;

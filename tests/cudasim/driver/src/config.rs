@@ -9,6 +9,7 @@
 //! | `DEVICES` | number of cards | 1 |
 //! | `CC` | compute capability, such as `7.5` | `8.0` |
 //! | `DRIVER` | what `cuDriverGetVersion` says | 13000 |
+//! | `NVML` | `0`: the management library is of no use | 1 |
 //! | `ARITHMETIC` | `0`: kernels do not run, but for those that make ids; their outputs are zero | 1 |
 //! | `VERIFY` | `1`: each launch is held to the table of what its kernel reads and writes (slow) | 0 |
 //! | `FAIL` | faults, separated by commas: see [`Fault`] | none |
@@ -48,6 +49,7 @@ pub struct Config {
     /// 80 for 8.0.
     pub cc: u32,
     pub driver: i32,
+    pub nvml: bool,
     pub arithmetic: bool,
     pub verify: bool,
     pub faults: Vec<Fault>,
@@ -82,6 +84,7 @@ impl Config {
             devices: number("DEVICES", 1)? as usize,
             cc: parts.ok_or_else(|| format!("{PREFIX}CC={cc}: something like 8.0 is expected"))?,
             driver: number("DRIVER", 13_000)? as i32,
+            nvml: switch("NVML", true)?,
             arithmetic: switch("ARITHMETIC", true)?,
             verify: switch("VERIFY", false)?,
             faults: faults.map(fault).collect::<Result<_, _>>()?,
