@@ -15,10 +15,12 @@ mod verify;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::checkpoint::Checkpoint;
+use crate::disk::Checksums;
 use crate::error::{Error, Result};
 
 use files::Steps;
-use manifest::Manifest;
+use manifest::{MANIFEST, Manifest};
 pub(crate) use verify::verify;
 
 use crate::encoding::Packed;
@@ -114,6 +116,22 @@ pub(crate) fn pack(
         transposed: manifest.transposed,
         kept: manifest.kept,
     })
+}
+
+/// What the bytes of a packed model must be, to be compared while it streams.
+///
+/// # Errors
+/// No manifest, or one that does not know all files of this checkpoint.
+pub(crate) fn checksums(checkpoint: &Checkpoint) -> Result<Checksums> {
+    let path = checkpoint.dir().join(MANIFEST);
+    let problem = match Manifest::read(checkpoint.dir())? {
+        Some(manifest) => match manifest.checksums(checkpoint.files()) {
+            Ok(checksums) => return Ok(checksums),
+            Err(problem) => problem,
+        },
+        None => "is not there: only what `layerstream pack` wrote has checksums to compare with".into(),
+    };
+    Err(Error::Checkpoint { path, problem })
 }
 
 /// Chooses what becomes of every tensor, and copies the small files.

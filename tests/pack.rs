@@ -331,6 +331,57 @@ fn damage_is_found_and_named() {
     fails(&verify(&demo()), &["layerstream pack"]);
 }
 
+/// Five tokens of a model, checked while it streams.
+fn checked(model: &Path, ram: &str) -> Output {
+    let mut command = layerstream();
+    command.arg("generate").arg(model).args(["--ids", "5,6,7,8", "--max-new-tokens", "5", "--ignore-eos", "--json"]);
+    command.args(["--device", "cpu", "--check", "--ram", ram]).output().unwrap()
+}
+
+#[test]
+fn damage_is_found_while_streaming() {
+    let mixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models/mixtral_fused");
+    for (model, args) in [
+        (demo(), &["--to", "int8", "--ram", "512KiB"][..]),
+        (mixture, &["--to", "nf4"]),
+        (demo(), &["--to", "lossless"]),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        succeeds(&pack(&model, dir.path(), args));
+        // With tiles that are smaller and larger than the runs that have checksums; all that is used is checked.
+        for ram in ["12MiB", "64MiB"] {
+            let output = checked(dir.path(), ram);
+            succeeds(&output);
+            let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+            assert!(report["bytes_checked"].as_u64() >= report["bytes_read"].as_u64(), "{report}");
+        }
+        let manifest: Value =
+            serde_json::from_slice(&fs::read(dir.path().join("layerstream-pack.json")).unwrap()).unwrap();
+        let mut streamed = 0;
+        for shard in manifest["shards"].as_array().unwrap() {
+            let path = dir.path().join(shard["file"].as_str().unwrap());
+            let good = fs::read(&path).unwrap();
+            // Single rows of the embedding are read, which is no streaming.
+            let streams =
+                |tensor: &&Value| !tensor["packed"].is_null() && !tensor["name"].to_string().contains("embed");
+            for tensor in shard["tensors"].as_array().unwrap().iter().filter(streams) {
+                let number = |key: &str| tensor[key].as_u64().unwrap();
+                let mut bad = good.clone();
+                bad[(number("offset") + (streamed * 7919) % number("bytes")) as usize] ^= 1;
+                streamed += 1;
+                fs::write(&path, &bad).unwrap();
+                fails(
+                    &checked(dir.path(), "64MiB"),
+                    &[tensor["name"].as_str().unwrap(), "not those that were written"],
+                );
+            }
+            fs::write(&path, &good).unwrap();
+        }
+        assert!(streamed > 5);
+    }
+    fails(&checked(&demo(), "64MiB"), &["layerstream-pack.json", "layerstream pack"]);
+}
+
 /// Arguments of the kill tests: little memory, so that there are many operations to be killed at.
 fn few<'a>(to: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     [&["--to", to, "--ram", "256KiB", "--threads", "2"], more].concat()

@@ -113,7 +113,6 @@ pub(crate) struct Stored {
 }
 
 impl Stored {
-    #[cfg(feature = "cli")]
     pub fn new(packed: Packed, columns: usize) -> Stored {
         let escapes = match packed {
             Packed::Lossless { escapes } => Some(escapes),

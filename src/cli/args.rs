@@ -89,6 +89,7 @@ With --json, one object for one prompt:
   tokens_per_second             new tokens / seconds
   passes                        sweeps over all weights
   bytes_read, gb_per_second     from disk; a GB is 10^9 bytes
+  bytes_checked                 compared with their checksums, with --check
   disk_wait_seconds             that the processor waited for the disk
   reader, huge_pages            how the disk was read, and whether into 2 MiB pages
   peak_rss_bytes, ram_bytes     the most memory the process had, and the budget
@@ -531,6 +532,9 @@ pub struct Resources {
     /// A directory with the same files on another drive, to be read in parallel; may be given several times
     #[arg(long, value_name = "DIR")]
     pub replica: Vec<PathBuf>,
+    /// Compare what is streamed with the checksums of `layerstream pack`, and stop at bytes that are not those it wrote
+    #[arg(long)]
+    pub check: bool,
 }
 
 impl Resources {
@@ -548,6 +552,7 @@ impl Resources {
                 ..DiskOptions::default()
             },
             replicas: self.replica.clone(),
+            check: self.check,
             threads: self.threads,
             device: self.device,
             vram: self.vram,

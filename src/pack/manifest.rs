@@ -11,7 +11,9 @@ use serde_json::{Value, json};
 
 use super::Options;
 use super::files::{Steps, replace};
-use crate::checkpoint::{Dtype, METADATA, Stored};
+use super::shard::{run_at, runs};
+use crate::checkpoint::{CheckpointFile, Dtype, METADATA, Stored};
+use crate::disk::{CheckedRun, Checksums};
 use crate::encoding::Packed;
 use crate::error::{Error, Result};
 
@@ -119,6 +121,28 @@ impl Manifest {
     fn is_plain(&self) -> bool {
         let names = self.shards.iter().flat_map(|s| [&s.file, &s.source]).chain(self.small.iter().map(|s| &s.file));
         names.into_iter().all(|name| Path::new(name).file_name().is_some_and(|file| file == name.as_str()))
+    }
+
+    /// What the bytes of these files must be, or why that is not known.
+    pub fn checksums(&self, files: &[CheckpointFile]) -> Result<Checksums, String> {
+        let of = |file: &CheckpointFile| {
+            let name = file.path.file_name().unwrap_or_default();
+            let shard = self.shards.iter().find(|shard| name == shard.file.as_str());
+            let shard = shard.ok_or_else(|| format!("does not list {}", name.display()))?;
+            if shard.bytes != file.len {
+                let (len, name) = (file.len, name.display());
+                return Err(format!("says that {name} has {} bytes, but it has {len}", shard.bytes));
+            }
+            let checked = |(t, run): (usize, usize)| {
+                let tensor: &Entry = &shard.tensors[t];
+                let (offset, len) = run_at(tensor, run);
+                let sum = tensor.sums.get(run).and_then(|sum| u128::from_str_radix(sum, 16).ok());
+                let sum = sum.ok_or_else(|| format!("has no checksum of `{}`", tensor.name))?;
+                Ok(CheckedRun { offset, len, sum, tensor: tensor.name.as_str().into() })
+            };
+            runs(&shard.tensors).into_iter().map(checked).collect()
+        };
+        Ok(Checksums::new(files.iter().map(of).collect::<Result<_, String>>()?))
     }
 
     /// What was begun, if it was with these options.

@@ -34,9 +34,20 @@ pub fn most_at_once(options: &Options) -> u64 {
 /// Bytes of the result of a tensor that are made, and have a checksum, at once: whole rows.
 pub fn run_of(entry: &Entry, options: &Options) -> Result<u64> {
     let most = most_at_once(options);
-    let Some(stored) = &entry.packed else { return Ok(most.max(4096)) };
-    let row_bytes = *entry.shape.last().expect("a packed tensor has rows") as u64;
-    let rows = entry.bytes.checked_div(row_bytes).unwrap_or(0).max(1);
+    let rows = entry.shape.iter().rev().skip(1).product::<usize>().max(1) as u64;
+    let row_bytes = entry.bytes / rows;
+    // Runs end where an expert does, whose tiles may be streamed without its neighbours'.
+    let whole = |most_rows: u64| match entry.shape[..] {
+        [_, rows, _] => (1..=most_rows.min(rows as u64)).rev().find(|n| (rows as u64).is_multiple_of(*n)).unwrap_or(1),
+        _ => most_rows.min(rows),
+    };
+    let Some(stored) = &entry.packed else {
+        return Ok(if row_bytes == 0 || row_bytes > most {
+            most.max(4096)
+        } else {
+            whole(most / row_bytes) * row_bytes
+        });
+    };
     // Half of a thread's memory is for rows as they are and one as float32, the other for them packed.
     let (source_row, widened) = (entry.source_bytes / rows, 4 * stored.columns as u64);
     if source_row + widened > most {
@@ -44,7 +55,7 @@ pub fn run_of(entry: &Entry, options: &Options) -> Result<u64> {
         let least = bytesize::ByteSize::b(least).display().iec().to_string();
         return Err(Error::Budget(format!("the rows of `{}` need {least}: give at least that (--ram)", entry.name)));
     }
-    Ok(((most - widened) / source_row.max(1)).min(rows) * row_bytes)
+    Ok(whole((most - widened) / source_row.max(1)) * row_bytes)
 }
 
 /// Makes the file of a shard. `tell` is told bytes of the source that are done.
