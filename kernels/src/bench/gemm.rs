@@ -51,7 +51,7 @@ fn strides(shape: &Shape) -> Weights {
     let k = shape.k as i32;
     let scaled = |row_bytes: i32| Weights {
         row_bytes,
-        scale_stride: (k - 1 >> BLOCK) + 1,
+        scale_stride: ((k - 1) >> BLOCK) + 1,
         column_shift: BLOCK,
         ..Weights::default()
     };
@@ -64,7 +64,7 @@ fn strides(shape: &Shape) -> Weights {
         }
         Encoding::Mxfp4 => Weights { scale_stride: k / 32, column_shift: 5, ..scaled(k / 2) },
         Encoding::Fp8 => {
-            let scale_stride = (k - 1 >> FP8_BLOCK) + 1;
+            let scale_stride = ((k - 1) >> FP8_BLOCK) + 1;
             Weights { scale_stride, row_shift: FP8_BLOCK, column_shift: FP8_BLOCK, ..scaled(k) }
         }
         _ => Weights::default(),
