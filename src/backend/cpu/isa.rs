@@ -43,8 +43,9 @@ pub(crate) trait F32x16: Copy {
     /// its upper one.
     fn table4<const UPPER_FIRST: bool>(codes: &[u8; LANES / 2], table: &[f32; 16]) -> Self;
     /// Sixteen bfloat16: their signs and mantissas in bytes, and in the first six bytes of `codes`, three bits each, what
-    /// `exponents` has the exponents for. Where that is 0, `exponents[0]`, they come from `escapes`, in order.
-    fn load_coded(numbers: &[u8; LANES], codes: &[u8; 8], exponents: &[u8; 8], escapes: &[u8; LANES]) -> Self;
+    /// `exponents` has the exponents for. Where that is 0, `exponents[0]`, they come from `escapes`, in order; how many
+    /// do is the other result.
+    fn load_coded(numbers: &[u8; LANES], codes: &[u8; 8], exponents: &[u8; 8], escapes: &[u8; LANES]) -> (Self, usize);
     /// Bytes, at any address.
     fn bytes(from: &[u8; LANES]) -> Self::Bytes;
     /// `byte >> shift & mask`, for masks of at most `8 - shift` bits.
@@ -253,7 +254,7 @@ impl F32x16 for Portable {
     }
 
     #[inline(always)]
-    fn load_coded(numbers: &[u8; LANES], codes: &[u8; 8], exponents: &[u8; 8], escapes: &[u8; LANES]) -> Self {
+    fn load_coded(numbers: &[u8; LANES], codes: &[u8; 8], exponents: &[u8; 8], escapes: &[u8; LANES]) -> (Self, usize) {
         let codes = u64::from_le_bytes(*codes);
         let mut used = 0;
         let mut lanes = [0.0; LANES];
@@ -268,7 +269,7 @@ impl F32x16 for Portable {
             let [sign, exponent, mantissa] = [numbers[l] & 0x80, exponent, numbers[l] & 0x7f].map(u32::from);
             *lane = f32::from_bits(sign << 24 | exponent << 23 | mantissa << 16);
         }
-        Portable(lanes)
+        (Portable(lanes), used)
     }
 
     #[inline(always)]

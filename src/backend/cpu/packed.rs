@@ -44,7 +44,7 @@ impl Element for Int8 {
     }
 
     #[inline(always)]
-    fn lanes<V: F32x16>(_: &Factors<'_>, chunk: &Self::Chunk, scale: &f32, _: usize, step: usize) -> V {
+    fn lanes<V: F32x16>(_: &Factors<'_>, chunk: &Self::Chunk, scale: &mut f32, _: usize, step: usize) -> V {
         V::load_i8(&chunk[step]).mul(V::splat(*scale))
     }
 }
@@ -69,7 +69,7 @@ impl Element for Nf4 {
     }
 
     #[inline(always)]
-    fn lanes<V: F32x16>(_: &Factors<'_>, chunk: &Self::Chunk, scale: &f32, _: usize, step: usize) -> V {
+    fn lanes<V: F32x16>(_: &Factors<'_>, chunk: &Self::Chunk, scale: &mut f32, _: usize, step: usize) -> V {
         V::table4::<true>(&chunk[step], &NF4).mul(V::splat(*scale))
     }
 }
@@ -111,7 +111,7 @@ impl Element for Nf4Double {
     }
 
     #[inline(always)]
-    fn lanes<V: F32x16>(_: &Doubled<'_>, chunk: &Self::Chunk, scale: &f32, _: usize, step: usize) -> V {
+    fn lanes<V: F32x16>(_: &Doubled<'_>, chunk: &Self::Chunk, scale: &mut f32, _: usize, step: usize) -> V {
         V::table4::<true>(&chunk[step], &NF4).mul(V::splat(*scale))
     }
 }
@@ -132,28 +132,14 @@ pub(super) struct Exponents<'a> {
 
 /// Vectors of a block.
 const IN_BLOCK: usize = BLOCK / LANES;
-/// The blocks of [`RUN`] numbers.
-type Run = [[u8; BLOCK_BYTES / IN_BLOCK]; RUN / LANES];
-
-/// Bytes of a run: of the block that a vector is in, from these on.
-#[inline(always)]
-fn bytes_of<const N: usize>(run: &Run, step: usize, from: usize) -> &[u8; N] {
-    let at = step / IN_BLOCK * BLOCK_BYTES + from;
-    run.as_flattened()[at..].first_chunk().expect("bytes of the block")
-}
-
-/// The codes of a vector: six bytes, and two that do not matter, since behind the last codes there are numbers.
-#[inline(always)]
-fn codes(run: &Run, step: usize) -> &[u8; 8] {
-    bytes_of(run, step, step % IN_BLOCK * (BLOCK_CODES / IN_BLOCK))
-}
 
 impl Element for Lossless {
-    type Chunk = Run;
+    /// The blocks of [`RUN`] numbers.
+    type Chunk = [[u8; BLOCK_BYTES / IN_BLOCK]; RUN / LANES];
     const STEPS: usize = RUN / LANES;
     type Beside<'a> = Exponents<'a>;
-    /// Escapes before each vector.
-    type Common = [u16; RUN / LANES];
+    /// How many of the row's escapes were used.
+    type Common = usize;
 
     #[inline(always)]
     fn open<'a>(tile: &Tile<'a>, _: usize, row: &'a [u8]) -> (&'a [u8], Exponents<'a>) {
@@ -168,24 +154,21 @@ impl Element for Lossless {
     }
 
     #[inline(always)]
-    fn common<V: F32x16>(row: &Exponents<'_>, run: &Run, i: usize) -> Self::Common {
-        let mut at = u16::from_le_bytes(row.before[i]);
-        let mut before = [0; RUN / LANES];
-        for (step, before) in before.iter_mut().enumerate() {
-            *before = at;
-            let codes = u64::from_le_bytes(*codes(run, step));
-            let escaped = !(codes | codes >> 1 | codes >> 2) & 0o1_111_111_111_111_111;
-            at = at.wrapping_add(escaped.count_ones() as u16);
-        }
-        before
+    fn common<V: F32x16>(row: &Exponents<'_>, _: &Self::Chunk, i: usize) -> usize {
+        usize::from(u16::from_le_bytes(row.before[i]))
     }
 
     #[inline(always)]
-    fn lanes<V: F32x16>(row: &Exponents<'_>, run: &Run, before: &Self::Common, _: usize, step: usize) -> V {
-        // In a damaged row, this may be any number.
-        let at = usize::from(before[step]).min(row.escapes.len() - LANES);
-        let escapes = row.escapes[at..].first_chunk().expect("sixteen bytes");
-        let numbers = bytes_of(run, step, BLOCK_CODES + step % IN_BLOCK * LANES);
-        V::load_coded(numbers, codes(run, step), &row.of_code, escapes)
+    fn lanes<V: F32x16>(row: &Exponents<'_>, run: &Self::Chunk, used: &mut usize, _: usize, step: usize) -> V {
+        let (block, _) = run.as_flattened()[step / IN_BLOCK * BLOCK_BYTES..].split_at(BLOCK_BYTES);
+        // Six bytes of codes, and two that do not matter: behind the last codes there are numbers.
+        let codes = block[step % IN_BLOCK * (BLOCK_CODES / IN_BLOCK)..].first_chunk();
+        let numbers = block[BLOCK_CODES + step % IN_BLOCK * LANES..].first_chunk();
+        // In a damaged row, there may have been any number of escapes.
+        let escapes = row.escapes[(*used).min(row.escapes.len() - LANES)..].first_chunk();
+        let parts = (numbers.expect("16 bytes"), codes.expect("8 bytes"), escapes.expect("16 bytes"));
+        let (numbers, more) = V::load_coded(parts.0, parts.1, &row.of_code, parts.2);
+        *used += more;
+        numbers
     }
 }

@@ -89,9 +89,11 @@ impl F32x16 for Zmm {
     }
 
     #[inline(always)]
-    fn load_coded(numbers: &[u8; LANES], codes: &[u8; 8], exponents: &[u8; 8], escapes: &[u8; LANES]) -> Self {
-        let [first, second] = coded_words(codes);
-        Zmm(simd!({
+    fn load_coded(numbers: &[u8; LANES], codes: &[u8; 8], exponents: &[u8; 8], escapes: &[u8; LANES]) -> (Self, usize) {
+        let p = codes.as_ptr();
+        simd!({
+            // Of 24 bits each, the codes of lanes 0 to 7 and 8 to 15.
+            let (first, second) = (p.cast::<i32>().read_unaligned(), p.add(3).cast::<i32>().read_unaligned());
             let words = _mm512_mask_set1_epi32(_mm512_set1_epi32(first), 0xff00, second);
             let codes = _mm512_srlv_epi32(words, _mm512_broadcast_i64x4(code_shifts()));
             let escaped = _mm512_testn_epi32_mask(codes, _mm512_set1_epi32(7));
@@ -103,8 +105,9 @@ impl F32x16 for Zmm {
             // Sign and mantissa of the one, the exponent of the other.
             let (numbers, exponents) = (_mm512_slli_epi32::<16>(numbers), _mm512_slli_epi32::<23>(exponents));
             let where_exponents_are = _mm512_set1_epi32(0x7f80_0000);
-            _mm512_castsi512_ps(_mm512_ternarylogic_epi32::<0xd8>(numbers, exponents, where_exponents_are))
-        }))
+            let all = _mm512_ternarylogic_epi32::<0xd8>(numbers, exponents, where_exponents_are);
+            (Zmm(_mm512_castsi512_ps(all)), escaped.count_ones() as usize)
+        })
     }
 
     #[inline(always)]
@@ -284,7 +287,7 @@ impl F32x16 for Ymm2 {
     }
 
     #[inline(always)]
-    fn load_coded(numbers: &[u8; LANES], codes: &[u8; 8], exponents: &[u8; 8], escapes: &[u8; LANES]) -> Self {
+    fn load_coded(numbers: &[u8; LANES], codes: &[u8; 8], exponents: &[u8; 8], escapes: &[u8; LANES]) -> (Self, usize) {
         simd!({
             // Everything in sixteen halves. Each gets the two bytes that its code lies in, moved up to its top three bits.
             let places = _mm256_loadu_si256(CODE_PLACES.as_ptr().cast());
@@ -296,10 +299,11 @@ impl F32x16 for Ymm2 {
             let exponents = _mm256_shuffle_epi8(table, codes);
             let escaped = _mm256_cmpeq_epi16(codes, _mm256_setzero_si256());
             let escaped = _mm_packs_epi16(_mm256_castsi256_si128(escaped), _mm256_extracti128_si256::<1>(escaped));
-            let [first, second] = (_mm_movemask_epi8(escaped) as u16).to_le_bytes();
+            let mask = _mm_movemask_epi8(escaped) as u16;
+            let [first, second] = mask.to_le_bytes().map(usize::from);
             // In the second half, escapes go on where they end in the first.
-            let used = u64::from(first.count_ones()) * 0x0101_0101_0101_0101;
-            let (first, second) = (EXPAND[usize::from(first)], EXPAND[usize::from(second)] + used);
+            let used = first.count_ones();
+            let (first, second) = (EXPAND[first], EXPAND[second] + u64::from(used) * 0x0101_0101_0101_0101);
             let escapes = _mm_loadu_si128(escapes.as_ptr().cast());
             let escapes = _mm_shuffle_epi8(escapes, _mm_set_epi64x(second as i64, first as i64));
             let exponents = _mm256_or_si256(exponents, _mm256_cvtepu8_epi16(escapes));
@@ -309,10 +313,8 @@ impl F32x16 for Ymm2 {
             // Quarters 0, 2, 1, 3, since unpacking takes one from each half.
             let halves = _mm256_permute4x64_epi64::<0b11_01_10_00>(halves);
             let zero = _mm256_setzero_si256();
-            Ymm2(
-                _mm256_castsi256_ps(_mm256_unpacklo_epi16(zero, halves)),
-                _mm256_castsi256_ps(_mm256_unpackhi_epi16(zero, halves)),
-            )
+            let (low, high) = (_mm256_unpacklo_epi16(zero, halves), _mm256_unpackhi_epi16(zero, halves));
+            (Ymm2(_mm256_castsi256_ps(low), _mm256_castsi256_ps(high)), mask.count_ones() as usize)
         })
     }
 
@@ -450,14 +452,7 @@ fn halves(from: &[u8; LANES / 2]) -> [i32; 2] {
     [i32::from_le_bytes(words[0]), i32::from_le_bytes(words[1])]
 }
 
-/// What the lower 24 bits of each are: eight codes of three bits.
-#[inline(always)]
-fn coded_words(codes: &[u8; 8]) -> [i32; 2] {
-    let [a, b, c, d, e, f, g, _] = *codes;
-    [i32::from_le_bytes([a, b, c, d]), i32::from_le_bytes([d, e, f, g])]
-}
-
-/// How far the eight codes of such a word must move.
+/// How far eight codes of three bits must move.
 #[target_feature(enable = "avx2")]
 #[inline]
 fn code_shifts() -> __m256i {
