@@ -15,10 +15,14 @@ mod budgets;
 mod child;
 #[path = "cuda/errors.rs"]
 mod errors;
+#[path = "reference/expected.rs"]
+mod expected;
 #[path = "cuda/experts.rs"]
 mod experts;
 #[path = "cuda/golden.rs"]
 mod golden;
+#[path = "reference/gpu.rs"]
+mod gpu;
 #[path = "cuda/parent.rs"]
 mod parent;
 #[path = "cuda/traps.rs"]
