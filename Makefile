@@ -26,7 +26,7 @@ SEEDS ?= 2000
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 # Benchmarks of single parts, beside the one of whole passes.
-PART_BENCHES := $(filter-out passes,$(basename $(notdir $(wildcard benches/*.rs))))
+PART_BENCHES := $(filter-out packed passes,$(basename $(notdir $(wildcard benches/*.rs))))
 
 .PHONY: help
 help: ## List the targets.
@@ -59,8 +59,9 @@ soak: toolchain cuda-toolchain ## Run the CUDA backend on the simulated driver u
 	echo 'make soak: $(SEEDS) seeds, and no order made a difference.'
 
 .PHONY: bench
-bench: toolchain cuda-toolchain ## Measure whole passes against the raw drive (needs about 6 GB of disk), then single parts.
+bench: toolchain cuda-toolchain ## Measure whole passes against the raw drive (needs about 25 GB of disk), packed models, then single parts.
 	@$(CARGO) bench $(CARGO_FLAGS) --bench passes
+	$(CARGO) bench $(CARGO_FLAGS) --bench packed
 	for bench in $(PART_BENCHES); do
 	    $(CARGO) bench $(CARGO_FLAGS) --bench "$$bench"
 	done

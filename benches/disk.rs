@@ -26,7 +26,7 @@ fn main() -> Result<()> {
         std::fs::write(made.path(), noise.repeat(8)).expect("room for 512 MiB");
         files.push(made.path().into());
     }
-    let source = Source { files, replicas: vec![] };
+    let source = Source { files, ..Source::default() };
 
     let mut results: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
     for _ in 0..ROUNDS {

@@ -10,10 +10,6 @@
 
 // --- bytes and bits --------------------------------------------------------------------------------------------------
 
-// The number of an unsigned byte of a word: it becomes the mantissa of 2^23 + byte.
-__device__ __forceinline__ float byte_number(uint32_t word, int j) {
-    return __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7540 + j)) - 8388608.0f;
-}
 __device__ __forceinline__ uint32_t load_word(const void* p) { return *static_cast<const uint32_t*>(p); }
 __device__ __forceinline__ uint32_t load_half(const void* p) { return *static_cast<const uint16_t*>(p); }
 

@@ -116,24 +116,27 @@ struct AttentionParams {
  * goes with the name of the kernel (dequant.cuh):
  *
  *   f32 f16 bf16  the numbers
- *   int8          w = q * scale[block], q signed
- *   nf4           w = NF4[q] * scale[block]; two in a byte, the first in the high half; q and blocks run over the flattened
- *                 matrix. Nested: scale[block] = nested_map[u8] * nested_scale[block / 256] + nested_offset
- *   mxfp4         w = E2M1[q] * 2^(scale[row][i / 32] - 127); two in a byte, the first in the low half; k is a multiple of 32
- *   fp8           e4m3, w = q * scale[row >> row_shift][i >> column_shift] (0x7f reads as 480, not as NaN)
  *   q8_0 … q6_k   GGUF's blocks of 32 or 256 numbers, of which rows are made (gguf.cuh)
+ *   fp8           e4m3, w = q * scale (0x7f reads as 480, not as NaN)
+ *   int8          w = q * scale, q signed
+ *   int8z         w = (q - zero) * scale
+ *   offset8       the same, q a byte less 128
+ *   offset4       the same, q four bits less 8, two in a byte, the first in the low half
+ *   nf4 fp4       w = table[q] * scale, two in a byte, the first in the high half
+ *   nf4d          as nf4, scale = map[u8] * factor + offset (struct Nf4d); column_shift is 6
+ *   mxfp4         w = E2M1[q] * 2^(scale - 127), scale a u8; two in a byte, the first in the low half; k is a multiple of 32
  *
- * Scales are indexed as for the whole matrix, whichever rows the tile has. Whoever holds only a part of them passes the
- * address where the first one would be. */
+ * The scale and the zero of the number in row r of the whole matrix and column i have the index
+ * (r >> row_shift) * scale_stride + (i >> column_shift), whichever rows the tile has. Whoever holds only a part of them passes
+ * the address where the first one would be: so scales may lie in the rows themselves, behind the codes. */
 struct Weights {
-    const void *data;  /* of the tile's first row (nf4: the byte that holds its first element); 16-byte aligned */
-    const void *scale; /* f32; nf4 nested and mxfp4: u8 */
-    const float *nested_scale;
-    const float *nested_map; /* [256]; null: not nested */
-    float nested_offset;
-    int first_row;   /* of the tile in the whole matrix */
-    int block_shift; /* int8, nf4: log2 of the elements in a block, at least 5; int8: -1 is one scale a row */
-    int row_shift, column_shift; /* fp8: log2 of a block's sides; 7, 7 for DeepSeek; 0, 31 a row; 31, 31 for all */
+    const void *data;   /* of the tile's first row; 16-byte aligned */
+    const void *scale;  /* f32; nf4d and mxfp4: u8 */
+    const float *zero;  /* optional: 0 */
+    int first_row;      /* of the tile in the whole matrix */
+    int row_bytes;      /* from one row to the next, for encodings with scales; a multiple of 16 where k is one of 64 */
+    int scale_stride;   /* from the scales of one row of blocks to those of the next, in elements */
+    int row_shift, column_shift; /* log2 of a block's sides; 7, 7 for DeepSeek; 0, 31 a row; 31, 31 for all */
 };
 
 /* gemm_* (gemm.cu): rows first_row .. first_row + n of a product, for m rows of activations; c = first_row + j:
@@ -161,20 +164,61 @@ struct RowLengthsParams {
     int n, k;
 };
 
-/* gemm_transposed_* (transposed.cu): what k rows of a matrix that is stored as its transpose add to a product. Stored row i
- * has the weights of input i for all n outputs.
+/* gemm_transposed_* (transposed.cu): what some stored rows of a matrix that is stored as its transpose add to a product. They
+ * have the weights of k inputs for all n outputs: row i those of input i, or words of 32 bits (gptq4, gptq8, awq4).
  *
- *   out[r][j] = before + x[r][0] * w[0][j] + x[r][1] * w[1][j] + ...,   before = bias[j], with `add` plus out[r][j]
+ *   out[r][j] = before + y[r][0] * w[0][j] + y[r][1] * w[1][j] + ...,   y = factor * x
+ *   before = factor * bias[j], with `add` plus out[r][j]
  *
- * from left to right, one fused multiply-add after another: the bits of a product do not depend on where it is cut. */
+ * from left to right, one fused multiply-add after another: the bits of a product do not depend on where it is cut.
+ *
+ *   gptq4 gptq8   word [i / 8][j], or [i / 4][j]: the codes of 8, or 4, inputs, lowest bits first
+ *   awq4          word [i][j / 8]: the codes of outputs 0, 2, 4, 6, 1, 3, 5, 7, lowest bits first
+ *
+ * w[i][j] = (code - zero[g][j]) * scale[g][j], g the group of input i. */
 struct TransposedParams {
-    const void *w;      /* [k, n], of `dtype` */
+    const void *w;      /* of `dtype`, or words */
     const float *x;     /* [m, k]: the activations that belong to these stored rows */
     float *out;         /* [m, n] */
     struct Vector bias; /* optional; [n] */
+    const float *scale; /* words: [groups, n] */
+    const float *zero;  /* words: [groups, n] */
+    const int *index;   /* words; optional; [k]: the groups of these inputs, below `groups` */
     long long x_stride, out_stride;
-    int m, n, k;
+    int m, n, k;        /* words of inputs, or of outputs, are whole */
+    int first_input;    /* of these rows in the whole matrix; for groups without an index: */
+    int group_size;     /* input i of the matrix is in group i / group_size */
+    int groups;
     int add;
+    float factor;       /* 0: 1 */
+    enum Dtype dtype;
+};
+
+/* What factors are stored as (factors.cu). */
+enum FactorRole {
+    FACTOR_WORDS,        /* 32 bits, as they are */
+    FACTOR_SCALES,       /* numbers of `dtype`, to be divided by `divisor` */
+    FACTOR_CODED_SCALES, /* bytes: codebook[byte] * block_scales[element / block] + offset */
+    FACTOR_BYTE_ZEROS,   /* signed bytes */
+    FACTOR_ROW_ZEROS,    /* words with codes of `bits` bits, less half of what they can be, of consecutive ones of `rows` rows, lowest
+                          * bits first: for all groups of the first rows, then of the next */
+    FACTOR_GPTQ_ZEROS,   /* words with codes of `bits` bits, one output after the other, lowest bits first; plus `more`, of that width */
+    FACTOR_AWQ_ZEROS     /* words with codes of four bits, of outputs 0, 2, 4, 6, 1, 3, 5, 7, lowest bits first */
+};
+
+/* factors (factors.cu): some elements of a tensor of factors become the numbers that products take. */
+struct FactorParams {
+    const void *in;            /* [count] */
+    void *out;                 /* [outputs], float32 (words: as they are); what other elements are for stays as it is */
+    const float *codebook;     /* coded scales: [256] */
+    const float *block_scales; /* coded scales */
+    int first, count;          /* of the elements, in the tensor */
+    int outputs;
+    int repeat;                /* scales, coded scales, zeros of bytes and of rows: outputs that an element is for */
+    int block;
+    int rows, bits, more;
+    float divisor, offset;
+    enum FactorRole role;
     enum Dtype dtype;
 };
 

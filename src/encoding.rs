@@ -56,7 +56,7 @@ pub enum Encoding {
 
 impl Encoding {
     /// Those that rows of outputs can be stored in.
-    pub const ALL: [Encoding; 18] = [
+    pub const ALL: [Encoding; 19] = [
         Encoding::F32,
         Encoding::F16,
         Encoding::Bf16,
@@ -75,6 +75,7 @@ impl Encoding {
         Encoding::Packed(Packed::KINDS[0]),
         Encoding::Packed(Packed::KINDS[1]),
         Encoding::Packed(Packed::KINDS[2]),
+        Encoding::Packed(Packed::KINDS[3]),
     ];
 
     /// What tensors of this type are made of; `None` for those that no matrix can be.

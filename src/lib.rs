@@ -38,7 +38,7 @@ pub mod hub;
 mod kv;
 pub mod memory;
 mod model;
-#[cfg(feature = "cli")]
+#[cfg_attr(not(feature = "cli"), allow(dead_code, reason = "packing is what the command line offers"))]
 mod pack;
 mod pass;
 pub mod plan;

@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde_json::Value;
 
@@ -16,6 +17,7 @@ use crate::family::{self, Config, Family};
 use crate::generate::{Cached, GenerateOptions, Generation};
 use crate::hub::{Hub, HubOptions, Need};
 use crate::memory;
+use crate::pack;
 use crate::pass::{Segment, Wanted};
 use crate::plan::{Plan, Request};
 use crate::profile::Recorder;
@@ -39,6 +41,9 @@ pub struct Options {
     pub disk: DiskOptions,
     /// Directories with the same files on other drives, to be read in parallel.
     pub replicas: Vec<PathBuf>,
+    /// Compare every tile with the checksums that packing wrote, each time it is streamed: an error names the tensor whose
+    /// bytes are not those that were written. Only for models that `layerstream pack` wrote.
+    pub check: bool,
     /// Threads that compute. None: one for each core.
     pub threads: Option<usize>,
     /// What computes.
@@ -80,7 +85,10 @@ impl Outline {
     /// A program that does not hold together, a budget below its floor, or files that cannot be read.
     pub fn with_program(checkpoint: Checkpoint, program: Program, options: &Options) -> Result<Outline> {
         program.check()?;
-        let source = source(&checkpoint, &options.replicas);
+        let mut source = source(&checkpoint, &options.replicas);
+        if options.check {
+            source.checksums = Some(Arc::new(pack::checksums(&checkpoint)?));
+        }
         let processor = Processor::choose(options.device, &program)?;
         let request = Request {
             ram: match options.ram {
@@ -323,5 +331,5 @@ fn source(checkpoint: &Checkpoint, replicas: &[PathBuf]) -> Source {
     let copies = replicas
         .iter()
         .map(|replica| files.iter().map(|file| replica.join(file.file_name().expect("a file has a name"))).collect());
-    Source { replicas: copies.collect(), files: files.clone() }
+    Source { replicas: copies.collect(), files: files.clone(), checksums: None }
 }

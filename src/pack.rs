@@ -1,11 +1,12 @@
 //! Packing: a checkpoint written again in fewer bytes, shard by shard, in a fixed amount of memory (docs/packing.md). The
-//! matrices that stream become int8 or nf4; all else is copied as it is. A shard of the result is written under another
+//! matrices that stream become int8, nf4, or bf16 with coded exponents; all else is copied as it is. A shard of the result is written under another
 //! name, synced, read back and renamed; only then may the one it came from be deleted. What was done is in the manifest, so
 //! an interrupted run goes on where it stopped.
 
 mod choose;
 mod encode;
 mod files;
+mod lossless;
 mod manifest;
 mod reading;
 mod shard;
@@ -14,10 +15,12 @@ mod verify;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::checkpoint::Checkpoint;
+use crate::disk::Checksums;
 use crate::error::{Error, Result};
 
 use files::Steps;
-use manifest::Manifest;
+use manifest::{MANIFEST, Manifest};
 pub(crate) use verify::verify;
 
 use crate::encoding::Packed;
@@ -25,6 +28,7 @@ use crate::encoding::Packed;
 /// What to write, and how.
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
+    /// Of lossless rows, how many escapes they have room for is found for each matrix.
     pub to: Packed,
     /// Pack the output head, too.
     pub head: bool,
@@ -47,10 +51,12 @@ pub(crate) struct Report {
     /// Matrices that were packed; those that could have been, but lie as their transpose.
     pub packed: usize,
     pub transposed: usize,
+    /// Those that would not get smaller without loss.
+    pub kept: usize,
 }
 
 /// Packs the model in the directory `source` into the directory `out`, or goes on with that. `progress` is told bytes of the
-/// source done and in all.
+/// source done and in all, twice as many if it is read twice.
 ///
 /// # Errors
 /// A source that is quantised already, or whose numbers are not all finite; `out` with anything else in it, or begun with
@@ -63,9 +69,11 @@ pub(crate) fn pack(
     progress: &(dyn Fn(u64, u64) + Sync),
 ) -> Result<Report> {
     let steps = Steps::new(options.abort_at);
-    let mut manifest = match Manifest::read(out)? {
+    let begun = Manifest::read(out)?;
+    let twice = begun.is_none() && matches!(options.to, Packed::Lossless { .. });
+    let mut manifest = match begun {
         Some(manifest) => manifest.continued(out, options)?,
-        None => begin(source, out, options, &steps)?,
+        None => begin(source, out, options, &steps, progress)?,
     };
     if let Some(missing) = manifest.shards.iter().find(|s| !s.packed && !source_path(source, &s.source).exists()) {
         let path = source_path(source, &missing.source);
@@ -74,11 +82,13 @@ pub(crate) fn pack(
     }
     require_room(out, &manifest)?;
     let total = manifest.shards.iter().map(|shard| shard.source_bytes).sum();
+    let ahead = if twice { total } else { 0 };
+    let progress = |done| progress(ahead + done, ahead + total);
     let mut done = 0;
     for i in 0..manifest.shards.len() {
         let from = source_path(source, &manifest.shards[i].source);
         if !manifest.shards[i].packed {
-            let tell = |bytes| progress(done + bytes, total);
+            let tell = |bytes| progress(done + bytes);
             shard::write(&from, out, &mut manifest.shards[i], options, &steps, &tell)?;
             manifest.shards[i].packed = true;
             manifest.write(out, &steps)?;
@@ -90,7 +100,7 @@ pub(crate) fn pack(
             files::delete(&from, &steps)?;
         }
         done += manifest.shards[i].source_bytes;
-        progress(done, total);
+        progress(done);
     }
     if !manifest.finished {
         if manifest.shards.len() > 1 {
@@ -104,25 +114,38 @@ pub(crate) fn pack(
         after: manifest.shards.iter().map(|shard| shard.bytes).sum(),
         packed: manifest.shards.iter().flat_map(|shard| &shard.tensors).filter(|t| t.packed.is_some()).count(),
         transposed: manifest.transposed,
+        kept: manifest.kept,
     })
 }
 
+/// What the bytes of a packed model must be, to be compared while it streams.
+///
+/// # Errors
+/// No manifest, or one that does not know all files of this checkpoint.
+pub(crate) fn checksums(checkpoint: &Checkpoint) -> Result<Checksums> {
+    let path = checkpoint.dir().join(MANIFEST);
+    let problem = match Manifest::read(checkpoint.dir())? {
+        Some(manifest) => match manifest.checksums(checkpoint.files()) {
+            Ok(checksums) => return Ok(checksums),
+            Err(problem) => problem,
+        },
+        None => "is not there: only what `layerstream pack` wrote has checksums to compare with".into(),
+    };
+    Err(Error::Checkpoint { path, problem })
+}
+
 /// Chooses what becomes of every tensor, and copies the small files.
-fn begin(source: &Path, out: &Path, options: &Options, steps: &Steps) -> Result<Manifest> {
-    let mut manifest = choose::choose(source, options)?;
+fn begin(
+    source: &Path,
+    out: &Path,
+    options: &Options,
+    steps: &Steps,
+    progress: &(dyn Fn(u64, u64) + Sync),
+) -> Result<Manifest> {
+    let mut manifest = Manifest::new(options, choose::small_files(&source_dir(source))?);
+    require_ours(out, &manifest)?;
+    choose::choose(&mut manifest, source, options, &|read, of| progress(read, 2 * of))?;
     fs::create_dir_all(out).map_err(Error::io(out, "create"))?;
-    if fs::read_dir(out).map_err(Error::io(out, "list"))?.next().is_some() {
-        // Small files may have been copied before the manifest was there: they are copied again. Anything else is not ours.
-        let ours = |name: &str| name.starts_with('.') || manifest.small.iter().any(|small| small.file == name);
-        for entry in fs::read_dir(out).map_err(Error::io(out, "list"))? {
-            let name = entry.map_err(Error::io(out, "list"))?.file_name();
-            if !ours(&name.to_string_lossy()) {
-                let problem =
-                    format!("holds {}, and no packing was begun there: give an empty directory", name.display());
-                return Err(Error::Request(format!("{}: {problem}", out.display())));
-            }
-        }
-    }
     for small in &mut manifest.small {
         let from = source_dir(source).join(&small.file);
         let bytes = fs::read(&from).map_err(Error::io(&from, "read"))?;
@@ -132,6 +155,23 @@ fn begin(source: &Path, out: &Path, options: &Options, steps: &Steps) -> Result<
     }
     manifest.write(out, steps)?;
     Ok(manifest)
+}
+
+/// Refuses a directory with anything in it that packing did not write. Small files may have been copied before there was a
+/// manifest: they are copied again.
+fn require_ours(out: &Path, manifest: &Manifest) -> Result<()> {
+    if !out.exists() {
+        return Ok(());
+    }
+    let ours = |name: &str| name.starts_with('.') || manifest.small.iter().any(|small| small.file == name);
+    for entry in fs::read_dir(out).map_err(Error::io(out, "list"))? {
+        let name = entry.map_err(Error::io(out, "list"))?.file_name();
+        if !ours(&name.to_string_lossy()) {
+            let problem = format!("holds {}, and no packing was begun there: give an empty directory", name.display());
+            return Err(Error::Request(format!("{}: {problem}", out.display())));
+        }
+    }
+    Ok(())
 }
 
 /// The directory of a model that was named by its directory or by its only file.

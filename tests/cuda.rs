@@ -19,12 +19,21 @@ mod errors;
 mod expected;
 #[path = "cuda/experts.rs"]
 mod experts;
+#[allow(dead_code, reason = "what can be wrong about a form is tried on the processor")]
+#[path = "quantized/forms.rs"]
+mod forms;
 #[path = "cuda/golden.rs"]
 mod golden;
 #[path = "reference/gpu.rs"]
 mod gpu;
+#[path = "quantized/model.rs"]
+mod model;
+#[path = "cuda/packed.rs"]
+mod packed;
 #[path = "cuda/parent.rs"]
 mod parent;
+#[path = "cuda/quantized.rs"]
+mod quantized;
 #[path = "cuda/traps.rs"]
 mod traps;
 

@@ -70,6 +70,9 @@ fn decode(encoding: Encoding, bytes: &[u8], k: usize) -> Vec<f32> {
 /// A packed row: codes for whole blocks of 64 numbers, then scales.
 fn unpack(packed: Packed, row: &[u8], k: usize) -> Vec<f32> {
     let float = |at: usize| f32::from_le_bytes(row[at..at + 4].try_into().unwrap());
+    if let Packed::Lossless { .. } = packed {
+        return unpack_lossless(row, k);
+    }
     let padded = k.next_multiple_of(64);
     let nf4 = |i: usize| NF4[usize::from(if i.is_multiple_of(2) { row[i / 2] >> 4 } else { row[i / 2] & 15 })];
     let number = |i: usize| match packed {
@@ -81,12 +84,71 @@ fn unpack(packed: Packed, row: &[u8], k: usize) -> Vec<f32> {
             let offset = float(outer + scales.div_ceil(256) * 4);
             nf4(i) * (scale_map()[usize::from(row[padded / 2 + i / 64])] * float(outer + i / 64 / 256 * 4) + offset)
         }
+        Packed::Lossless { .. } => unreachable!("decoded above"),
     };
     (0..k).map(number).collect()
 }
 
+/// The exponents of codes 1 to 7, a count for each 256 numbers, and escapes; at the end of the row its blocks: codes of three
+/// bits, then signs over mantissas.
+fn unpack_lossless(row: &[u8], k: usize) -> Vec<f32> {
+    let blocks = &row[row.len() - k.div_ceil(64) * 88..];
+    let mut escapes = row[2 + 2 * k.div_ceil(256)..].iter();
+    let number = |i: usize| {
+        let block = &blocks[i / 64 * 88..];
+        let bit = |b: usize| block[b / 8] >> (b % 8) & 1;
+        let exponent = match (0..3).map(|b| bit(3 * (i % 64) + b) << b).sum::<u8>() {
+            0 => *escapes.next().unwrap(),
+            1 => row[0],
+            code => row[1] + code - 2,
+        };
+        let byte = block[24 + i % 64];
+        f32::from_bits(u32::from(byte >> 7) << 31 | u32::from(exponent) << 23 | u32::from(byte & 127) << 16)
+    };
+    (0..k).map(number).collect()
+}
+
+/// A row of bfloat16 in that form, with codes for the exponents `alone` and `first` to `first + 5`. What nothing says
+/// anything about is not zero.
+fn pack_lossless(bits: &[u16], [alone, first]: [u8; 2], room: u16) -> Vec<u8> {
+    let (mut before, mut escapes, mut blocks) = (Vec::new(), Vec::new(), Vec::new());
+    for (i, block) in bits.chunks(64).enumerate() {
+        if i % 4 == 0 {
+            before.extend((escapes.len() as u16).to_le_bytes());
+        }
+        let (mut codes, mut numbers) = ([0; 24], [0xee; 64]);
+        for (i, bits) in block.iter().enumerate() {
+            let exponent = (bits >> 7) as u8;
+            let code = match exponent.wrapping_sub(first) {
+                _ if exponent == alone => 1,
+                above @ 0..6 => above + 2,
+                _ => 0,
+            };
+            if code == 0 {
+                escapes.push(exponent);
+            }
+            (0..3).for_each(|b| codes[(3 * i + b) / 8] |= (code >> b & 1) << ((3 * i + b) % 8));
+            numbers[i] = (bits >> 8 & 0x80 | bits & 0x7f) as u8;
+        }
+        blocks.extend(codes.into_iter().chain(numbers));
+    }
+    assert!(escapes.len() <= usize::from(room));
+    let mut row = [vec![alone, first], before, escapes].concat();
+    row.resize(Packed::Lossless { escapes: room }.row_bytes(bits.len()) - blocks.len(), 0xee);
+    [row, blocks].concat()
+}
+
 /// Random bytes of one packed row, with scales of ordinary size. What pads it is not zero.
 fn random_row(packed: Packed, random: &mut Random, k: usize) -> Vec<u8> {
+    if let Packed::Lossless { escapes } = packed {
+        // One number in 32 has an exponent that may have no code.
+        let exponent = |random: &mut Random| match random.next() % 32 {
+            0 => random.next() % 140,
+            _ => [118, 119, 120, 121, 122, 123, 125][random.next() as usize % 7],
+        };
+        let bits: Vec<u16> = (0..k).map(|_| (random.next() & 0x807f | exponent(random) << 7) as u16).collect();
+        return pack_lossless(&bits, [125, 118], escapes);
+    }
     let mut row = random.bytes(packed.row_bytes(k));
     let from = packed.code_bytes(k)
         + if packed == (Packed::Nf4 { double: true }) { k.div_ceil(64).next_multiple_of(4) } else { 0 };
@@ -352,4 +414,37 @@ fn the_map_of_scales_is_that_of_bitsandbytes() {
     let map = scale_map();
     assert!(map.is_sorted());
     assert_eq!(SCALES_OF_BITSANDBYTES.map(|(code, _)| map[code]), SCALES_OF_BITSANDBYTES.map(|(_, number)| number));
+}
+
+#[test]
+fn every_pattern_of_bfloat16_comes_back() {
+    // Among numbers that have codes, 256 of any pattern: of these, nearly all are escapes in one row and few in the next.
+    for [alone, first] in [[0, 250], [255, 0], [119, 121], [7, 8], [200, 100]] {
+        for start in (0..=u16::MAX).step_by(256) {
+            let coded = |n: u16| (n & 0x8055) | u16::from(if n % 8 == 7 { alone } else { first + n as u8 % 6 }) << 7;
+            let bits: Vec<u16> = (0..256).flat_map(|n| [start + n, coded(n), coded(3 * n), coded(7 * n)]).collect();
+            // Rows of whole runs, and rows that end anywhere.
+            for bits in [&bits[..], &bits[..1024 - usize::from(start / 256)]] {
+                let row = pack_lossless(bits, [alone, first], 256);
+                for cpu in cpus() {
+                    let mut out = vec![0.0; bits.len()];
+                    cpu.widen(&row, Encoding::Packed(Packed::Lossless { escapes: 256 }), &mut out);
+                    let found = out.iter().map(|x| x.to_bits());
+                    assert!(found.eq(bits.iter().map(|b| u32::from(*b) << 16)), "{start:#x}, {first}, {}", cpu.isa());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_damaged_lossless_row_is_no_more_than_other_numbers() {
+    let (mut random, k) = (Random(4), 1500);
+    for escapes in [0, 7, 60_000] {
+        let row = random.bytes(Packed::Lossless { escapes }.row_bytes(k));
+        for mut cpu in cpus() {
+            let tile = Tile { bytes: &row, encoding: Encoding::Packed(Packed::Lossless { escapes }), k, scales: None };
+            product(&mut cpu, tile, &random.numbers(k));
+        }
+    }
 }

@@ -38,7 +38,7 @@ fn tile(file: u32, offset: u64, len: u64) -> TileRead {
 }
 
 fn source(files: Vec<PathBuf>) -> Source {
-    Source { files, replicas: vec![] }
+    Source { files, ..Source::default() }
 }
 
 fn options(reader: ReaderKind) -> DiskOptions {
@@ -125,7 +125,7 @@ fn replicas_are_read_in_parallel_and_give_the_same_bytes() {
     let on = |dir: &TempDir| -> Vec<_> {
         bytes.iter().enumerate().map(|(i, b)| file(dir.path(), &format!("{i}"), b)).collect()
     };
-    let source = Source { files: on(&here), replicas: vec![on(&there)] };
+    let source = Source { files: on(&here), replicas: vec![on(&there)], checksums: None };
     let tiles = tiles_of(&bytes, 250_000);
     for kind in KINDS {
         let mut conveyor = Conveyor::start(&source, tiles.clone(), 4 << 20, &options(kind)).unwrap();
@@ -141,7 +141,8 @@ fn replica_of_another_length_is_refused() {
     let dir = directory();
     let files = vec![file(dir.path(), "a", &noise(10_000, 6))];
     let replicas = vec![vec![file(dir.path(), "b", &noise(9_999, 6))]];
-    let error = Conveyor::start(&Source { files, replicas }, vec![tile(0, 0, 10)], 0, &DiskOptions::default());
+    let error =
+        Conveyor::start(&Source { files, replicas, checksums: None }, vec![tile(0, 0, 10)], 0, &DiskOptions::default());
     let text = error.err().unwrap().to_string();
     assert!(text.contains("9999") && text.contains("10000"), "{text}");
 }

@@ -10,6 +10,7 @@ use crate::launch::gemm::Encoding;
 
 pub mod attention;
 pub mod convert;
+pub mod factors;
 pub mod gated_add;
 pub mod gemm;
 pub mod mlp;
@@ -111,6 +112,11 @@ pub const ALL: &[Bench] = &[
         about: "Euclidean lengths of --n rows of --k in --encoding",
         prepare: gemm::prepare_lengths,
     },
+    Bench {
+        name: "factors",
+        about: "float16 scales of --n x --k, one for each 64, that become float32",
+        prepare: factors::prepare,
+    },
     Bench { name: "mlp_glu", about: "SwiGLU of --m rows of --n", prepare: mlp::prepare },
     Bench { name: "mlp_activations", about: "GELU of --m rows of --n", prepare: mlp::prepare_activate },
     Bench { name: "rows_scaled", about: "--m rows of --n times a number each", prepare: rows::prepare },
@@ -169,11 +175,17 @@ fn pattern(encoding: Encoding) -> Vec<u8> {
         Encoding::F32 => f32_bytes(numbers),
         Encoding::F16 => numbers.flat_map(|v| f16::from_f32(v).to_le_bytes()).collect(),
         Encoding::Bf16 => numbers.flat_map(|v| bf16::from_f32(v).to_le_bytes()).collect(),
-        Encoding::Int8 | Encoding::Nf4 | Encoding::Mxfp4 => numbers.map(|v| (v * 127.0) as i8 as u8).collect(),
+        Encoding::Int8
+        | Encoding::Int8Zero
+        | Encoding::Offset8
+        | Encoding::Offset4
+        | Encoding::Nf4
+        | Encoding::Fp4
+        | Encoding::Mxfp4 => numbers.map(|v| (v * 127.0) as i8 as u8).collect(),
         Encoding::Fp8 => {
             numbers.map(|v| (v * 126.0) as i8 as u8).map(|q| if q & 0x7f == 0x7f { 0 } else { q }).collect()
         }
-        // Below 0x70, so that no two bytes are a float16 that is not finite.
+        // Below 0x70, so that no bytes are a float16, or a float32, that is not finite.
         _ => numbers.map(|v| ((v + 1.0) * 55.0) as u8).collect(),
     }
 }
@@ -183,13 +195,18 @@ mod tests {
     use super::*;
     use crate::host::{Copies, Dialect, HostDevice, Order, Schedule};
 
-    const ENCODINGS: [Encoding; 12] = [
+    const ENCODINGS: [Encoding; 17] = [
         Encoding::F32,
         Encoding::F16,
         Encoding::Bf16,
         Encoding::Int8,
         Encoding::Fp8,
         Encoding::Nf4,
+        Encoding::Nf4d,
+        Encoding::Fp4,
+        Encoding::Int8Zero,
+        Encoding::Offset8,
+        Encoding::Offset4,
         Encoding::Mxfp4,
         Encoding::Q8_0,
         Encoding::Q4_0,

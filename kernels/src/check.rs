@@ -14,6 +14,7 @@ use crate::params::Dtype;
 
 pub mod attention;
 pub mod convert;
+pub mod factors;
 pub mod gated_add;
 pub mod gemm;
 pub mod gemm_prefill;
@@ -50,6 +51,7 @@ macro_rules! every_check {
             lengths_match_float64: $crate::check::lengths::check;
             transposed_matches_float64: $crate::check::transposed::check;
             transposed_products_do_not_depend_on_cuts: $crate::check::transposed::check_cuts;
+            factors_match_float64: $crate::check::factors::check;
             rows_scaled_match_float64: $crate::check::rows::check;
             mlp_glu_matches_float64: $crate::check::mlp::check;
             mlp_activations_match_float64: $crate::check::mlp::check_activate;

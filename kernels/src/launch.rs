@@ -3,6 +3,7 @@
 
 pub mod attention;
 pub mod convert;
+pub mod factors;
 pub mod gated_add;
 pub mod gemm;
 pub mod gemm_prefill;

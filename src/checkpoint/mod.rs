@@ -31,7 +31,7 @@ pub use gguf::{GgufHeader, parse_gguf};
 pub use index::parse_index;
 pub use metadata::Metadata;
 pub use packed::Packed;
-pub(crate) use packed::{BLOCK, METADATA, NESTED, Stored};
+pub(crate) use packed::{BLOCK, BLOCK_BYTES, BLOCK_CODES, METADATA, NESTED, RUN, Stored};
 #[doc(hidden)]
 pub use pickle::{PickledTensor, parse_pickle};
 #[doc(hidden)]

@@ -20,9 +20,14 @@ const ALIGN: usize = 16;
 pub const BLOCK: usize = 64;
 /// Scales that share one in NF4 with double quantisation.
 pub const NESTED: usize = 256;
+/// Of a lossless block: bytes of its codes, and in all.
+pub const BLOCK_CODES: usize = BLOCK * 3 / 8;
+pub const BLOCK_BYTES: usize = BLOCK_CODES + BLOCK;
+/// Numbers before which a lossless row says how many escapes there were.
+pub const RUN: usize = 256;
 
-/// How the numbers of a packed row are stored. A row is codes, for whole blocks of [`BLOCK`] numbers, and behind them what
-/// they are multiplied by. All numbers are little-endian.
+/// How the numbers of a packed row are stored: as codes, for whole blocks of [`BLOCK`] numbers, with what belongs to them
+/// behind or, if lossless, before them. All numbers are little-endian.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Packed {
     /// Signed bytes; number = code × scale. One float32 scale for each `block` numbers, a power of two from 64 to 2048.
@@ -31,18 +36,28 @@ pub enum Packed {
     /// for each 64 numbers: a float32, or with `double` a byte. Such a byte stands for an entry of the map of
     /// [`crate::encoding::scale_map`], times a float32 for each 256 of them, plus a float32 for the row.
     Nf4 { double: bool },
+    /// Bfloat16 with exponents in three bits, every bit of it. A block is 64 codes, from the lowest bits up, and then as many
+    /// bytes, each a sign over a mantissa. Codes 1 to 7 stand for exponents; which, the row says in two bytes: that of code
+    /// 1, and that of code 2, which the other five follow. Code 0 is an escape: its exponent is the next of the row's
+    /// `escapes`. The blocks are last in the row; before them are those two bytes, for each [`RUN`] numbers the escapes that
+    /// come before it, in two bytes, and the escapes, in a byte each, with room for so many.
+    Lossless { escapes: u16 },
 }
 
 impl Packed {
     /// One of each kind.
-    pub const KINDS: [Packed; 3] =
-        [Packed::Int8 { block: 128 }, Packed::Nf4 { double: false }, Packed::Nf4 { double: true }];
+    pub const KINDS: [Packed; 4] = [
+        Packed::Int8 { block: 128 },
+        Packed::Nf4 { double: false },
+        Packed::Nf4 { double: true },
+        Packed::Lossless { escapes: 150 },
+    ];
 
-    /// Numbers that share a scale.
+    /// Numbers that share a scale; of a lossless row, those that lie together.
     pub const fn block(self) -> usize {
         match self {
             Packed::Int8 { block } => block as usize,
-            Packed::Nf4 { .. } => BLOCK,
+            Packed::Nf4 { .. } | Packed::Lossless { .. } => BLOCK,
         }
     }
 
@@ -52,6 +67,7 @@ impl Packed {
         match self {
             Packed::Int8 { .. } => blocks * BLOCK,
             Packed::Nf4 { .. } => blocks * (BLOCK / 2),
+            Packed::Lossless { .. } => blocks * BLOCK_BYTES,
         }
     }
 
@@ -63,11 +79,12 @@ impl Packed {
     /// Bytes of a row of so many numbers.
     pub const fn row_bytes(self, numbers: usize) -> usize {
         let scales = self.scales(numbers);
-        let scale_bytes = match self {
+        let beside = match self {
             Packed::Nf4 { double: true } => scales.next_multiple_of(4) + (scales.div_ceil(NESTED) + 1) * 4,
+            Packed::Lossless { escapes } => 2 + 2 * numbers.div_ceil(RUN) + escapes as usize,
             _ => scales * 4,
         };
-        (self.code_bytes(numbers) + scale_bytes).next_multiple_of(ALIGN)
+        (self.code_bytes(numbers) + beside).next_multiple_of(ALIGN)
     }
 
     /// How it is called, which is also how names of packed tensors end.
@@ -76,6 +93,7 @@ impl Packed {
             Packed::Int8 { .. } => "int8",
             Packed::Nf4 { double: false } => "nf4",
             Packed::Nf4 { double: true } => "nf4d",
+            Packed::Lossless { .. } => "lossless",
         }
     }
 }
@@ -85,24 +103,32 @@ impl Packed {
 pub(crate) struct Stored {
     /// [`Packed::name`].
     pub encoding: String,
-    /// Numbers that share a scale.
+    /// [`Packed::block`].
     pub block: usize,
     /// Numbers in a row.
     pub columns: usize,
+    /// Of lossless rows: how many escapes each has room for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub escapes: Option<u16>,
 }
 
 impl Stored {
-    #[cfg(feature = "cli")]
     pub fn new(packed: Packed, columns: usize) -> Stored {
-        Stored { encoding: packed.name().into(), block: packed.block(), columns }
+        let escapes = match packed {
+            Packed::Lossless { escapes } => Some(escapes),
+            _ => None,
+        };
+        Stored { encoding: packed.name().into(), block: packed.block(), columns, escapes }
     }
 
-    fn packed(&self) -> Option<Packed> {
+    /// What this names; `None` if it is not known.
+    pub fn packed(&self) -> Option<Packed> {
         let sizes = self.block.is_power_of_two() && (BLOCK..=2048).contains(&self.block);
         let found = match self.encoding.as_str() {
             "int8" if sizes => Packed::Int8 { block: self.block as u16 },
             "nf4" => Packed::Nf4 { double: false },
             "nf4d" => Packed::Nf4 { double: true },
+            "lossless" => Packed::Lossless { escapes: self.escapes? },
             _ => return None,
         };
         (found.block() == self.block).then_some(found)

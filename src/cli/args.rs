@@ -89,6 +89,7 @@ With --json, one object for one prompt:
   tokens_per_second             new tokens / seconds
   passes                        sweeps over all weights
   bytes_read, gb_per_second     from disk; a GB is 10^9 bytes
+  bytes_checked                 compared with their checksums, with --check
   disk_wait_seconds             that the processor waited for the disk
   reader, huge_pages            how the disk was read, and whether into 2 MiB pages
   peak_rss_bytes, ram_bytes     the most memory the process had, and the budget
@@ -327,7 +328,8 @@ pub struct Synth {
 
 #[derive(Args)]
 #[command(after_help = "\
-Matrices (and experts) are packed; embedding, norms, biases, routers and the head are copied. Whatever
+Matrices (and experts) are packed; norms, biases, routers, and embedding and head if it is not lossless,
+are copied. Whatever
 ends a run (kill, a full disk, loss of power), the same command goes on where it stopped, and nothing
 is deleted that is not safe. The result is a directory like any other. docs/packing.md has the formats.
 
@@ -338,7 +340,7 @@ Examples:
 pub struct Pack {
     #[command(flatten)]
     pub model: Model,
-    /// int8 (8 bits and a scale for each block) or nf4 (4 bits, as in QLoRA)
+    /// int8 (8 bits and a scale for each block), nf4 (4 bits, as in QLoRA), or lossless (bf16, every bit of it)
     #[arg(long, value_name = "ENCODING")]
     pub to: PackTo,
     /// The directory to write, which must be empty, not be there, or hold what an earlier run began
@@ -350,7 +352,7 @@ pub struct Pack {
     /// For nf4: scales of one byte each
     #[arg(long)]
     pub double_quant: bool,
-    /// Pack the output head, too
+    /// Pack the output head, too (lossless does without being asked)
     #[arg(long)]
     pub head: bool,
     /// Delete each file of MODEL as soon as all that came from it is packed, synced and read back; of links, such as in
@@ -373,6 +375,7 @@ pub struct Pack {
 pub enum PackTo {
     Int8,
     Nf4,
+    Lossless,
 }
 
 #[derive(Args)]
@@ -529,6 +532,9 @@ pub struct Resources {
     /// A directory with the same files on another drive, to be read in parallel; may be given several times
     #[arg(long, value_name = "DIR")]
     pub replica: Vec<PathBuf>,
+    /// Compare what is streamed with the checksums of `layerstream pack`, and stop at bytes that are not those it wrote
+    #[arg(long)]
+    pub check: bool,
 }
 
 impl Resources {
@@ -546,6 +552,7 @@ impl Resources {
                 ..DiskOptions::default()
             },
             replicas: self.replica.clone(),
+            check: self.check,
             threads: self.threads,
             device: self.device,
             vram: self.vram,

@@ -22,13 +22,18 @@ pub fn run(args: &args::Pack) -> Result<()> {
         (PackTo::Nf4, Some(_), _) => {
             return Err(Error::Request("blocks of nf4 have 64 numbers: leave out --block".into()));
         }
-        (PackTo::Int8, _, true) => return Err(Error::Request("--double-quant is for nf4 only".into())),
+        // Without scales, there is nothing to choose.
+        (PackTo::Lossless, Some(_), _) => return Err(Error::Request("--block is for int8: leave it out".into())),
+        (PackTo::Lossless, None, false) => Packed::Lossless { escapes: 0 },
+        (PackTo::Int8 | PackTo::Lossless, _, true) => {
+            return Err(Error::Request("--double-quant is for nf4 only".into()));
+        }
     };
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     let threads = args.threads.unwrap_or(2 * cores);
     let options = Options {
         to,
-        head: args.head,
+        head: args.head || matches!(to, Packed::Lossless { .. }),
         delete_original: args.delete_original,
         ram: args.ram,
         threads,
@@ -45,10 +50,13 @@ pub fn run(args: &args::Pack) -> Result<()> {
     let report = packed?;
     let percent = report.after as f64 / report.before.max(1) as f64 * 100.0;
     let (before, after, matrices) = (data(report.before), data(report.after), report.packed);
-    let left = match report.transposed {
+    let mut left = match report.transposed {
         0 => String::new(),
         n => format!("; {n} are stored as their transpose and stay as they are"),
     };
+    if report.kept > 0 {
+        left += &format!("; {} are not bf16, or would hardly get smaller, and stay as they are", report.kept);
+    }
     let out = args.out.display();
     tell(format!(
         "{out}: {before} became {after} ({percent:.1} %), {matrices} tensors packed as {}{left}\n",

@@ -36,6 +36,7 @@ pub struct Costs {
     tokens_per_second: f64,
     passes: u64,
     bytes_read: u64,
+    bytes_checked: u64,
     gb_per_second: f64,
     disk_wait_seconds: f64,
     reader: String,
@@ -111,6 +112,7 @@ impl Costs {
             tokens_per_second: per_second(stats.new_tokens as f64),
             passes: stats.passes,
             bytes_read: stats.bytes_read,
+            bytes_checked: stream.bytes_checked + model.expert_stats().map_or(0, |experts| experts.bytes_checked),
             gb_per_second: per_second(stats.bytes_read as f64) / 1e9,
             disk_wait_seconds: stats.disk_wait_seconds,
             disk: match stream.ring_bytes {
@@ -147,6 +149,9 @@ impl Costs {
             .row("read", format!("{} from disk, {}", data(self.bytes_read), rate(self.gb_per_second * 1e9)))
             .row("waited", format!("{} for the disk", seconds(self.disk_wait_seconds)))
             .row("reader", &self.disk);
+        if self.bytes_checked > 0 {
+            table.row("checked", format!("{}, as they were written", data(self.bytes_checked)));
+        }
         if let Some(experts) = &self.experts {
             let hits = format!("{:.0} % of {} from memory", 100.0 * experts.hit_rate, data(experts.bytes_used));
             table.row("experts", format!("{hits}, cache {}", memory(experts.cache_bytes as u64)));

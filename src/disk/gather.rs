@@ -64,7 +64,7 @@ mod tests {
         let bytes: Vec<u8> = (0..len as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 11) as u8).collect();
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(&bytes).unwrap();
-        let gather = Gather::open(&Source { files: vec![file.path().into()], replicas: vec![] }).unwrap();
+        let gather = Gather::open(&Source { files: vec![file.path().into()], ..Source::default() }).unwrap();
         (file, bytes, gather)
     }
 

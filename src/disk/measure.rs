@@ -157,7 +157,7 @@ mod tests {
     fn tuning_gives_the_memory_back() {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(64 << 20).unwrap();
-        let source = Source { files: vec![file.path().into()], replicas: vec![] };
+        let source = Source { files: vec![file.path().into()], ..Source::default() };
         let geometry = Geometry::of(&source).unwrap();
         let drive = open_drives(&source, &geometry, &DiskOptions::default()).unwrap().remove(0);
         for len in [2 << 20, 16 << 20, 128 << 20] {
@@ -175,7 +175,7 @@ mod tests {
     fn tuning_survives_a_file_that_has_vanished() {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(64 << 20).unwrap();
-        let source = Source { files: vec![file.path().into()], replicas: vec![] };
+        let source = Source { files: vec![file.path().into()], ..Source::default() };
         let geometry = Geometry::of(&source).unwrap();
         let drive = open_drives(&source, &geometry, &DiskOptions::default()).unwrap().remove(0);
         file.as_file().set_len(0).unwrap();
@@ -192,7 +192,7 @@ mod tests {
             paths.push(file.path().to_path_buf());
             kept.push(file);
         }
-        let geometry = Geometry::of(&Source { files: paths.clone(), replicas: vec![] }).unwrap();
+        let geometry = Geometry::of(&Source { files: paths.clone(), ..Source::default() }).unwrap();
         let files = Files::open(&paths, &geometry, false).unwrap();
         let places: Vec<_> = (0..4).map(|n| locate(&files, n, 4096)).collect();
         assert_eq!(places, [(0, 0), (0, 4096), (2, 0), (0, 0)]);

@@ -111,7 +111,7 @@ mod tests {
         let bytes: Vec<u8> = (0..10_001u32).map(|i| (i % 251) as u8).collect();
         std::fs::write(file.path(), &bytes).unwrap();
         let paths = vec![file.path().to_path_buf()];
-        let geometry = Geometry::of(&Source { files: paths.clone(), replicas: vec![] }).unwrap();
+        let geometry = Geometry::of(&Source { files: paths.clone(), ..Source::default() }).unwrap();
         let mut reader = MmapReader::new(Arc::new(Files::open(&paths, &geometry, false).unwrap())).unwrap();
         for (offset, expected) in [(0, 10_001), (4096, 5905), (8192, 1809), (12_288, 0)] {
             let region = Mapping::map(HUGE_PAGE, false).unwrap();

@@ -6,6 +6,7 @@
 //! which of the first two a drive allows.
 
 pub(crate) mod align;
+mod check;
 mod files;
 pub(crate) mod gather;
 mod measure;
@@ -19,9 +20,12 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use crate::error::{Error, Result};
 
+pub(crate) use check::Checker;
+pub use check::{CheckedRun, Checksums};
 pub(crate) use files::{Files, Geometry};
 pub use measure::measure;
 pub(crate) use measure::tune;
@@ -133,6 +137,8 @@ pub struct Source {
     pub files: Vec<PathBuf>,
     /// Each the same files, in the same order, on another drive; read in parallel with the first.
     pub replicas: Vec<Vec<PathBuf>>,
+    /// What their bytes must be; tiles are compared with it before they are given out.
+    pub checksums: Option<Arc<Checksums>>,
 }
 
 /// One aligned read on its way: `region` is to hold the file's bytes from `offset`, of which `filled` are there.

@@ -5,7 +5,7 @@
 use std::ops::Range;
 
 use crate::checkpoint::{Checkpoint, Dtype, Tensor};
-use crate::encoding::Encoding;
+use crate::encoding::{Encoding, Packed};
 use crate::error::{Error, Result};
 use crate::program::{
     Buffer, ExpertLayer, Groups, KvShape, Matrix, MatrixId, Norm, NormKind, Part, Product, Program, Role, Rope, RopeId,
@@ -264,8 +264,8 @@ impl<'a> Builder<'a> {
     /// A matrix of which single rows are read, so that each must lie in one piece and stand for itself: the embeddings.
     pub fn table(&mut self, name: &str, rows: usize, cols: usize) -> Result<Matrix> {
         let matrix = self.matrix(name, rows, cols)?;
-        let quantized =
-            matrix.scales.is_some() || matrix.groups.is_some() || matches!(matrix.encoding, Encoding::Packed(_));
+        let rounded = matches!(matrix.encoding, Encoding::Packed(Packed::Int8 { .. } | Packed::Nf4 { .. }));
+        let quantized = matrix.scales.is_some() || matrix.groups.is_some() || rounded;
         if matrix.tensor.transposed || quantized {
             let how = if matrix.tensor.transposed { "with its rows and columns swapped" } else { "quantized" };
             return Err(self.unsupported(&matrix.tensor, how));

@@ -73,6 +73,7 @@ const FAMILIES: &[Family] = &[
     qwen_moe::QWEN3,
     qwen3_next::QWEN3_NEXT,
     qwen3_next::QWEN3_5,
+    qwen3_next::QWEN3_5_MOE,
     chatglm::FAMILY,
     glm::FAMILY,
     glm::GLM4,

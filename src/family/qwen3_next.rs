@@ -1,6 +1,6 @@
-//! Qwen3-Next and Qwen3.5, the text part: most layers keep a state of fixed size by the gated delta rule; every fourth or
+//! Qwen3-Next and Qwen3.5 with and without experts, the text part: most layers keep a state of fixed size by the gated delta rule; every fourth or
 //! so attends, rotates a quarter of each head, and scales what it attended to by a sigmoid (names and defaults as in
-//! transformers' `Qwen3NextConfig` and `Qwen3_5TextConfig`). Text has the same position in all parts of Qwen3.5's rotation.
+//! transformers' `Qwen3NextConfig`, `Qwen3_5TextConfig` and `Qwen3_5MoeTextConfig`). Text has the same position in all parts of Qwen3.5's rotation.
 
 use serde_json::json;
 
@@ -27,6 +27,13 @@ pub const QWEN3_5: Family = Family {
     build: build_3_5,
 };
 
+pub const QWEN3_5_MOE: Family = Family {
+    name: "qwen3_5_moe",
+    architectures: &["Qwen3_5MoeForCausalLM", "Qwen3_5MoeForConditionalGeneration"],
+    special: "gated delta rule on most layers; experts beside a gated shared one",
+    build: build_3_5_moe,
+};
+
 fn build_next(config: &Config, builder: Builder) -> Result<Program> {
     let config = config.or(json!({
         "hidden_act": "silu", "num_key_value_heads": 2, "head_dim": 256, "max_position_embeddings": 32_768,
@@ -44,6 +51,20 @@ fn build_3_5(config: &Config, builder: Builder) -> Result<Program> {
     }));
     config.require("attn_output_gate", true)?;
     builder.dense(common(&config, Inputs::Separate)?)
+}
+
+fn build_3_5_moe(config: &Config, builder: Builder) -> Result<Program> {
+    // Its router always renormalises, whatever a configuration that comes from an older family may say.
+    let config = config.text()?.or(json!({
+        "hidden_act": "silu", "num_key_value_heads": 2, "head_dim": 256, "max_position_embeddings": 32_768,
+        "num_experts": 256, "num_experts_per_tok": 8, "moe_intermediate_size": 512,
+        "shared_expert_intermediate_size": 512, "intermediate_size": 512
+    }));
+    config.require("attn_output_gate", true)?;
+    let dense = common(&config, Inputs::Separate)?;
+    let mut sparse = qwen_moe::shared(&config, qwen_moe::sparse(&config, &dense)?)?;
+    sparse.moe.routing.renormalise = true;
+    builder.dense(Dense { moe: Some(sparse), ..dense })
 }
 
 fn common(config: &Config, inputs: Inputs) -> Result<Dense> {

@@ -1,5 +1,5 @@
-//! What becomes of every tensor: the matrices of the program that the family builds are packed; embedding, norms, biases,
-//! routers, gates of one row and, unless it is asked for, the head stay as they are.
+//! What becomes of every tensor: the matrices of the program that the family builds are packed; norms, biases, routers, gates
+//! of one row and, unless nothing is lost or it is asked for, embedding and head stay as they are.
 
 use std::collections::HashSet;
 use std::fs;
@@ -7,10 +7,11 @@ use std::path::Path;
 
 use super::Options;
 use super::files::sum;
+use super::lossless::Measuring;
 use super::manifest::{Entry, Manifest, Shard, Small};
 use super::shard::{SOURCE_START, run_of};
-use crate::checkpoint::{Checkpoint, Dtype, FileId, Stored, Tensor};
-use crate::encoding::Encoding;
+use crate::checkpoint::{Checkpoint, Dtype, FileId, Tensor};
+use crate::encoding::{Encoding, Packed};
 use crate::error::{Error, Result};
 use crate::family;
 use crate::program::{Matrix, Program, Step};
@@ -21,8 +22,9 @@ const WEIGHTS: [&str; 10] =
 /// No small file is larger: the largest tokenizers have a third of it.
 const MAX_SMALL: u64 = 100_000_000;
 
-/// The manifest of a packing that nothing was done of.
-pub fn choose(source: &Path, options: &Options) -> Result<Manifest> {
+/// Gives the manifest of a packing that nothing was done of its shards. `tell` is told how many bytes of the source
+/// are read for that, and of how many.
+pub fn choose(manifest: &mut Manifest, source: &Path, options: &Options, tell: &dyn Fn(u64, u64)) -> Result<()> {
     let checkpoint = Checkpoint::open(source)?;
     if checkpoint.metadata().is_some() {
         let what = "a GGUF file as a source of packing: pack the checkpoint it was made from".into();
@@ -31,10 +33,27 @@ pub fn choose(source: &Path, options: &Options) -> Result<Manifest> {
     let program = family::program(&checkpoint)?;
     let (chosen, transposed) = matrices(&checkpoint, &program, options)?;
     let only = checkpoint.files().len() == 1;
-    let shards = checkpoint.files().iter().zip(0..).map(|(file, id)| {
+    let (mut read, total) = (0, checkpoint.files().iter().map(|file| file.len).sum());
+    for (file, id) in checkpoint.files().iter().zip(0..) {
         let name = file.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let lossless = matches!(options.to, Packed::Lossless { .. });
+        let mut measuring = lossless.then(|| Measuring::new(&file.path, options)).transpose()?;
         let tensors = checkpoint.tensors().filter(|tensor| tensor.span.file == FileId(id));
-        let tensors = tensors.map(|tensor| entry(&checkpoint, tensor, chosen.contains(tensor.name.as_str()), options));
+        let tensors = tensors.map(|tensor| {
+            let mut entry = entry(&checkpoint, tensor)?;
+            if chosen.contains(tensor.name.as_str()) {
+                let packed = match &mut measuring {
+                    Some(measuring) if tensor.dtype == Dtype::Bf16 => measuring.measure(&entry)?,
+                    Some(_) => None,
+                    None => Some(options.to),
+                };
+                packed.map_or_else(|| manifest.kept += 1, |packed| entry.pack(packed));
+            }
+            read += tensor.span.len;
+            tell(read, total);
+            entry.run = run_of(&entry, options)?;
+            Ok(entry)
+        });
         let mut shard = Shard {
             file: if only { "model.safetensors".into() } else { safetensors_name(&name) },
             bytes: 0,
@@ -45,10 +64,10 @@ pub fn choose(source: &Path, options: &Options) -> Result<Manifest> {
             tensors: tensors.collect::<Result<_>>()?,
         };
         shard.place();
-        Ok(shard)
-    });
-    let shards = shards.collect::<Result<Vec<_>>>()?;
-    Ok(Manifest::new(options, transposed, small_files(checkpoint.dir())?, shards))
+        manifest.shards.push(shard);
+    }
+    manifest.transposed = transposed;
+    Ok(())
 }
 
 /// The names of the tensors to be packed, and how many matrices are transposed and therefore are not.
@@ -69,7 +88,7 @@ fn matrices<'p>(checkpoint: &Checkpoint, program: &'p Program, options: &Options
         if !matches!(encoding, Encoding::F32 | Encoding::F16 | Encoding::Bf16) {
             return Err(quantised(checkpoint, tensor, encoding.name()));
         }
-        // A tied head is the embedding, of which single rows are read.
+        // A tied head is the embedding.
         if tensor.name == program.embedding.tensor.name {
             continue;
         }
@@ -78,6 +97,9 @@ fn matrices<'p>(checkpoint: &Checkpoint, program: &'p Program, options: &Options
         } else {
             chosen.insert(tensor.name.as_str())
         };
+    }
+    if matches!(options.to, Packed::Lossless { .. }) {
+        chosen.insert(program.embedding.tensor.name.as_str());
     }
     Ok((chosen, transposed.len()))
 }
@@ -97,9 +119,9 @@ fn quantised(checkpoint: &Checkpoint, tensor: &Tensor, what: &str) -> Error {
     Error::Unsupported { path, what }
 }
 
-/// What becomes of one tensor. Its place in the file is found later.
-fn entry(checkpoint: &Checkpoint, tensor: &Tensor, chosen: bool, options: &Options) -> Result<Entry> {
-    let mut entry = Entry {
+/// A tensor as it is. Its place in the file, and in what runs it is made, are found later.
+fn entry(checkpoint: &Checkpoint, tensor: &Tensor) -> Result<Entry> {
+    let entry = Entry {
         name: tensor.name.clone(),
         dtype: tensor.dtype.name().into(),
         shape: tensor.shape.clone(),
@@ -121,16 +143,6 @@ fn entry(checkpoint: &Checkpoint, tensor: &Tensor, chosen: bool, options: &Optio
         let what = format!("packing a file in which a tensor is saved as a transposed view (`{}`)", tensor.name);
         return Err(Error::Unsupported { path, what });
     }
-    if let ([rest @ .., columns], true) = (&*tensor.shape, chosen) {
-        let row_bytes = options.to.row_bytes(*columns);
-        let rows: usize = rest.iter().product();
-        entry.name = format!("{}.{}", tensor.name, options.to.name());
-        entry.dtype = Dtype::U8.name().into();
-        entry.shape = rest.iter().copied().chain([row_bytes]).collect();
-        entry.bytes = rows as u64 * row_bytes as u64;
-        entry.packed = Some(Stored::new(options.to, *columns));
-    }
-    entry.run = run_of(&entry, options)?;
     Ok(entry)
 }
 
@@ -151,7 +163,7 @@ pub fn start_of(path: &Path) -> Result<String> {
 }
 
 /// Configuration, tokenizer and whatever else lies beside the weights.
-fn small_files(dir: &Path) -> Result<Vec<Small>> {
+pub fn small_files(dir: &Path) -> Result<Vec<Small>> {
     let mut small = Vec::new();
     for entry in fs::read_dir(dir).map_err(Error::io(dir, "list"))? {
         let entry = entry.map_err(Error::io(dir, "list"))?;

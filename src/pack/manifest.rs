@@ -11,7 +11,10 @@ use serde_json::{Value, json};
 
 use super::Options;
 use super::files::{Steps, replace};
-use crate::checkpoint::{METADATA, Stored};
+use super::shard::{run_at, runs};
+use crate::checkpoint::{CheckpointFile, Dtype, METADATA, Stored};
+use crate::disk::{CheckedRun, Checksums};
+use crate::encoding::Packed;
 use crate::error::{Error, Result};
 
 pub(crate) const MANIFEST: &str = "layerstream-pack.json";
@@ -30,6 +33,9 @@ pub(crate) struct Manifest {
     pub finished: bool,
     /// Matrices that lie as their transpose, and stay as they are.
     pub transposed: usize,
+    /// Matrices that stay as they are, since they would not get smaller without loss.
+    #[serde(default)]
+    pub kept: usize,
     pub small: Vec<Small>,
     pub shards: Vec<Shard>,
 }
@@ -81,9 +87,18 @@ pub(crate) struct Entry {
 }
 
 impl Manifest {
-    pub fn new(options: &Options, transposed: usize, small: Vec<Small>, shards: Vec<Shard>) -> Manifest {
-        let (to, block) = (options.to.name().into(), options.to.block());
-        Manifest { version: VERSION, to, block, head: options.head, finished: false, transposed, small, shards }
+    pub fn new(options: &Options, small: Vec<Small>) -> Manifest {
+        Manifest {
+            version: VERSION,
+            to: options.to.name().into(),
+            block: options.to.block(),
+            head: options.head,
+            finished: false,
+            transposed: 0,
+            kept: 0,
+            small,
+            shards: Vec::new(),
+        }
     }
 
     /// That of a directory, if there is one.
@@ -106,6 +121,28 @@ impl Manifest {
     fn is_plain(&self) -> bool {
         let names = self.shards.iter().flat_map(|s| [&s.file, &s.source]).chain(self.small.iter().map(|s| &s.file));
         names.into_iter().all(|name| Path::new(name).file_name().is_some_and(|file| file == name.as_str()))
+    }
+
+    /// What the bytes of these files must be, or why that is not known.
+    pub fn checksums(&self, files: &[CheckpointFile]) -> Result<Checksums, String> {
+        let of = |file: &CheckpointFile| {
+            let name = file.path.file_name().unwrap_or_default();
+            let shard = self.shards.iter().find(|shard| name == shard.file.as_str());
+            let shard = shard.ok_or_else(|| format!("does not list {}", name.display()))?;
+            if shard.bytes != file.len {
+                let (len, name) = (file.len, name.display());
+                return Err(format!("says that {name} has {} bytes, but it has {len}", shard.bytes));
+            }
+            let checked = |(t, run): (usize, usize)| {
+                let tensor: &Entry = &shard.tensors[t];
+                let (offset, len) = run_at(tensor, run);
+                let sum = tensor.sums.get(run).and_then(|sum| u128::from_str_radix(sum, 16).ok());
+                let sum = sum.ok_or_else(|| format!("has no checksum of `{}`", tensor.name))?;
+                Ok(CheckedRun { offset, len, sum, tensor: tensor.name.as_str().into() })
+            };
+            runs(&shard.tensors).into_iter().map(checked).collect()
+        };
+        Ok(Checksums::new(files.iter().map(of).collect::<Result<_, String>>()?))
     }
 
     /// What was begun, if it was with these options.
@@ -134,6 +171,18 @@ impl Manifest {
         let total: u64 = self.shards.iter().flat_map(|shard| &shard.tensors).map(|tensor| tensor.bytes).sum();
         let index = json!({"metadata": {"total_size": total}, "weight_map": places});
         serde_json::to_vec_pretty(&index).expect("an index is text")
+    }
+}
+
+impl Entry {
+    /// Makes a packed matrix of what is a plain one until now.
+    pub fn pack(&mut self, packed: Packed) {
+        let columns = self.shape.last_mut().expect("a matrix has columns");
+        self.packed = Some(Stored::new(packed, *columns));
+        *columns = packed.row_bytes(*columns);
+        self.bytes = self.shape.iter().map(|n| *n as u64).product();
+        self.name = format!("{}.{}", self.name, packed.name());
+        self.dtype = Dtype::U8.name().into();
     }
 }
 

@@ -19,7 +19,7 @@ pub struct Reading {
 
 impl Reading {
     pub fn open(path: &Path) -> Result<Reading> {
-        let source = Source { files: vec![path.into()], replicas: Vec::new() };
+        let source = Source { files: vec![path.into()], ..Source::default() };
         let mut drives = open_drives(&source, &Geometry::of(&source)?, &DiskOptions::default())?;
         let drive = drives.pop().expect("a source has a drive");
         Ok(Reading { path: path.into(), files: drive.files })

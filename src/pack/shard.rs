@@ -26,12 +26,28 @@ const RUN: u64 = 4 << 20;
 /// Bytes that are written before they are synced: a fraction of a second's, so that the drive always has some to write.
 const BATCH: u64 = 64 << 20;
 
+/// Bytes of the source that a thread reads at once, at most.
+pub fn most_at_once(options: &Options) -> u64 {
+    (options.ram / (2 * options.threads as u64)).min(RUN)
+}
+
 /// Bytes of the result of a tensor that are made, and have a checksum, at once: whole rows.
 pub fn run_of(entry: &Entry, options: &Options) -> Result<u64> {
-    let most = (options.ram / (2 * options.threads as u64)).min(RUN);
-    let Some(stored) = &entry.packed else { return Ok(most.max(4096)) };
-    let row_bytes = *entry.shape.last().expect("a packed tensor has rows") as u64;
-    let rows = entry.bytes.checked_div(row_bytes).unwrap_or(0).max(1);
+    let most = most_at_once(options);
+    let rows = entry.shape.iter().rev().skip(1).product::<usize>().max(1) as u64;
+    let row_bytes = entry.bytes / rows;
+    // Runs end where an expert does, whose tiles may be streamed without its neighbours'.
+    let whole = |most_rows: u64| match entry.shape[..] {
+        [_, rows, _] => (1..=most_rows.min(rows as u64)).rev().find(|n| (rows as u64).is_multiple_of(*n)).unwrap_or(1),
+        _ => most_rows.min(rows),
+    };
+    let Some(stored) = &entry.packed else {
+        return Ok(if row_bytes == 0 || row_bytes > most {
+            most.max(4096)
+        } else {
+            whole(most / row_bytes) * row_bytes
+        });
+    };
     // Half of a thread's memory is for rows as they are and one as float32, the other for them packed.
     let (source_row, widened) = (entry.source_bytes / rows, 4 * stored.columns as u64);
     if source_row + widened > most {
@@ -39,7 +55,7 @@ pub fn run_of(entry: &Entry, options: &Options) -> Result<u64> {
         let least = bytesize::ByteSize::b(least).display().iec().to_string();
         return Err(Error::Budget(format!("the rows of `{}` need {least}: give at least that (--ram)", entry.name)));
     }
-    Ok(((most - widened) / source_row.max(1)).min(rows) * row_bytes)
+    Ok(whole((most - widened) / source_row.max(1)) * row_bytes)
 }
 
 /// Makes the file of a shard. `tell` is told bytes of the source that are done.
@@ -69,7 +85,7 @@ pub fn write(
     steps.step();
     file.write_all_at(&shard.header(), 0).map_err(cannot_write(&partial))?;
     let (source, back) = (Reading::open(from)?, Reading::open(&partial)?);
-    let work = Work { source, from, file: &file, back, partial: &partial, to: options.to, steps };
+    let work = Work { source, from, file: &file, back, partial: &partial, steps };
     let sums = work.all(&shard.tensors, options.threads, tell)?;
     for (tensor, sums) in shard.tensors.iter_mut().zip(sums) {
         tensor.sums = sums;
@@ -87,7 +103,6 @@ struct Work<'a> {
     /// The same file, to read back what was written.
     back: Reading,
     partial: &'a Path,
-    to: Packed,
     steps: &'a Steps,
 }
 
@@ -158,10 +173,13 @@ impl Work<'_> {
             Some(stored) => {
                 let kind = Numbers::of(&tensor.source_dtype).expect("only floats are packed");
                 result.resize(len as usize, 0);
-                encode_rows(self.to, kind, stored.columns, source, result).map_err(|row| {
+                let packed = stored.packed().expect("a packing that was begun here");
+                encode_rows(packed, kind, stored.columns, source, result).map_err(|row| {
                     let row = run as u64 * tensor.run / row_bytes(tensor) + row as u64;
-                    let to = self.to.name();
-                    let problem = format!("row {row} has a number that is not finite, which {to} cannot hold");
+                    let problem = match packed {
+                        Packed::Lossless { .. } => format!("row {row} is not as it was when packing began"),
+                        to => format!("row {row} has a number that is not finite, which {} cannot hold", to.name()),
+                    };
                     Error::Tensor { path: self.from.into(), tensor: tensor.name.clone(), problem }
                 })?;
                 result
@@ -198,7 +216,7 @@ pub fn run_at(tensor: &Entry, run: usize) -> (u64, u64) {
 }
 
 /// Where in the source is what it is made of.
-fn source_at(tensor: &Entry, run: usize) -> (u64, u64) {
+pub fn source_at(tensor: &Entry, run: usize) -> (u64, u64) {
     let (offset, len) = run_at(tensor, run);
     let start = offset - tensor.offset;
     match &tensor.packed {

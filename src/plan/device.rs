@@ -6,7 +6,7 @@
 
 use crate::checkpoint::Dtype;
 use crate::encoding::Encoding;
-use crate::program::{Attention, Buffer, Experts, KvShape, Matrix, Program, Step, Weigh};
+use crate::program::{Attention, Buffer, Experts, FactorRoom, KvShape, Matrix, Program, Step, Weigh};
 
 /// What everything starts at a multiple of, in bytes.
 pub const ALIGN: usize = 256;
@@ -92,6 +92,16 @@ pub struct Chosen {
     pub bounds: usize,
 }
 
+/// Where the factors of a matrix go, as offsets: [`FactorRoom`]'s numbers of four bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Factors {
+    pub scales: usize,
+    pub zeros: usize,
+    pub index: usize,
+    pub codebook: usize,
+    pub block_scales: usize,
+}
+
 /// Offsets in the memory of a GPU.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Layout {
@@ -111,6 +121,8 @@ pub struct Layout {
     pub workspace: usize,
     /// Float32 lengths of the rows of a matrix that is divided by them.
     pub lengths: usize,
+    /// The factors of one matrix at a time.
+    pub factors: Factors,
     /// Keys and values, by attention layer. Where they are not resident, layers take turns in two places.
     pub kv: Vec<[usize; 2]>,
     pub kv_resident: bool,
@@ -152,6 +164,10 @@ impl Layout {
         let embedding = take(size.rows * program.embedding.row_bytes());
         let workspace = take(workspace(program, size) * size_of::<f32>());
         let lengths = take(normalised_rows(program) * size_of::<f32>());
+        let room = FactorRoom::of(program);
+        let factors = [room.scales, room.zeros, room.index, room.codebook, room.block_scales];
+        let [scales, zeros, index, codebook, block_scales] = factors.map(|numbers| take(numbers * size_of::<f32>()));
+        let factors = Factors { scales, zeros, index, codebook, block_scales };
         let fixed = end;
         let states = program.states.iter().map(|numbers| {
             let at = end;
@@ -172,6 +188,7 @@ impl Layout {
             workspace,
             states,
             lengths,
+            factors,
             kv,
             kv_resident,
             fixed,

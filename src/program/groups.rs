@@ -6,9 +6,10 @@
 
 use std::ops::Range;
 
-use super::{Program, Step};
+use super::{Matrix, Program, Step};
 use crate::checkpoint::{Span, Tensor};
 use crate::encoding::Encoding;
+use crate::error::{Error, Result};
 
 /// The groups of a matrix, and what is streamed of them.
 #[derive(Clone, Debug)]
@@ -92,6 +93,24 @@ impl Groups {
     /// Elements of the part with this role, if there is one.
     fn elements(&self, role: Role) -> usize {
         self.parts.iter().find(|part| part.role == role).map_or(0, Part::elements)
+    }
+}
+
+impl Matrix {
+    /// Looks at some elements of a part of its factors that is a [`Role::GroupIndex`], from number `first` on.
+    ///
+    /// # Errors
+    /// A column that is in no group.
+    pub fn check_index(&self, part: &Part, first: usize, bytes: &[u8]) -> Result<()> {
+        let groups = self.groups.as_ref().map_or(0, |groups| groups.count / self.rows);
+        let found = bytes.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word));
+        match (first..).zip(found).find(|(_, group)| *group as usize >= groups) {
+            None => Ok(()),
+            Some((column, group)) => {
+                let problem = format!("puts column {column} into group {group} of {groups}; download it again");
+                Err(Error::Request(format!("tensor `{}` {problem}", part.tensor.name)))
+            }
+        }
     }
 }
 

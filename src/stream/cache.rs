@@ -75,6 +75,7 @@ pub(super) struct Cache {
 
 /// A whole tile in the consumer's hands: its block, and where in it each span is.
 pub(super) struct Lent {
+    pub tile: usize,
     pub region: Arc<Region>,
     pub parts: Vec<Range<usize>>,
 }
@@ -238,7 +239,7 @@ impl Cache {
             self.cursor = self.head;
             self.uses.hits += len;
         }
-        Some(Lent { region, parts })
+        Some(Lent { tile, region, parts })
     }
 
     /// A free block, or that of the tile that is expected to be needed last, if that is after the tile at `cursor`.

@@ -10,7 +10,7 @@ use super::worker::{self, Feed, Wrap};
 use super::{DriveStats, StreamStats, TileRead, arena_len, ring_floor, ring_len};
 use crate::checkpoint::Span;
 use crate::disk::memory::{Mapping, Region};
-use crate::disk::{self, DEFAULT_CHUNK, DEFAULT_DEPTH, DiskOptions, Drive, Geometry, Read, Source};
+use crate::disk::{self, Checker, DEFAULT_CHUNK, DEFAULT_DEPTH, DiskOptions, Drive, Geometry, Read, Source};
 use crate::error::{Error, Result};
 use crate::profile::Recorder;
 
@@ -26,6 +26,8 @@ pub struct Conveyor {
     shared: Arc<Shared>,
     memory: [Arc<Mapping>; 2],
     threads: Vec<JoinHandle<()>>,
+    /// Where tiles come from, and what compares them with their checksums, if that is wanted.
+    check: Option<(Vec<Span>, Checker)>,
 }
 
 /// What the consumer and the I/O threads share.
@@ -121,6 +123,7 @@ impl Conveyor {
         }
         let stats = StreamStats {
             bytes_read: 0,
+            bytes_checked: 0,
             reads: 0,
             consumer_wait: Duration::ZERO,
             reader_wait: Duration::ZERO,
@@ -135,7 +138,8 @@ impl Conveyor {
         let state = State { schedule, in_flight: 0, paused: false, stopped: false, failure: None, stats };
         let (state, room, ready) = (Mutex::new(state), Condvar::new(), Condvar::new());
         let shared = Arc::new(Shared { state, room, ready, recorder });
-        let mut conveyor = Conveyor { shared, memory, threads: Vec::new() };
+        let check = Checker::of(source).map(|checker| (tiles.iter().map(|tile| tile.span).collect(), checker));
+        let mut conveyor = Conveyor { shared, memory, threads: Vec::new(), check };
         for (index, (drive, depth)) in drives.into_iter().zip(depths).enumerate() {
             conveyor.threads.extend(worker::launch(&conveyor.shared, index, &drive, depth, &buffer, &wrap)?);
         }
@@ -186,10 +190,8 @@ impl Conveyor {
                 if waited {
                     state.stats.consumer_wait += since.elapsed();
                 }
-                let shared = &self.shared;
-                let own =
-                    |Lent { index, region, span }| Tile { shared: shared.clone(), index, region: Some(region), span };
-                return Ok(tile.map(own));
+                drop(state);
+                return tile.map(|lent| self.checked(lent)).transpose();
             }
             let stuck = state.in_flight == 0 && state.schedule.head_is_lent();
             assert!(!(stuck && patience == Duration::MAX), "the next tile is held by who asks for it");
@@ -197,6 +199,17 @@ impl Conveyor {
             let wake = self.shared.ready.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
             state = wake.0;
         }
+    }
+
+    /// Compares a tile with its checksums, if that is wanted.
+    fn checked(&mut self, Lent { index, region, span }: Lent) -> Result<Tile> {
+        let tile = Tile { shared: Arc::clone(&self.shared), index, region: Some(region), span };
+        if let Some((spans, checker)) = &mut self.check
+            && let Err(error) = checker.streamed(spans[index], &tile)
+        {
+            return Err(repeat(self.shared.lock().failure.insert(error)));
+        }
+        Ok(tile)
     }
 
     /// The memory that tiles lie in: the ring, and that of the tiles that stay here.
@@ -227,7 +240,8 @@ impl Conveyor {
 
     /// What has been done so far, and with what.
     pub fn stats(&self) -> StreamStats {
-        self.shared.lock().stats.clone()
+        let bytes_checked = self.check.as_ref().map_or(0, |(_, checker)| checker.bytes());
+        StreamStats { bytes_checked, ..self.shared.lock().stats.clone() }
     }
 }
 
@@ -386,6 +400,9 @@ pub(super) fn repeat(error: &Error) -> Error {
     match error {
         Error::Read { path, offset, len, source } => {
             Error::Read { path: path.clone(), offset: *offset, len: *len, source: copy(source) }
+        }
+        Error::Tensor { path, tensor, problem } => {
+            Error::Tensor { path: path.clone(), tensor: tensor.clone(), problem: problem.clone() }
         }
         Error::Io { path, doing, source } => Error::Io { path: path.clone(), doing, source: copy(source) },
         other => Error::Request(other.to_string()),

@@ -11,7 +11,7 @@ use super::conveyor::{check_span, drive_stats, repeat, wait};
 use super::worker::{self, Feed, Wrap};
 use super::{DemandStats, DemandTile};
 use crate::disk::memory::{HUGE_PAGE, Mapping};
-use crate::disk::{self, DEFAULT_CHUNK, DEFAULT_DEPTH, DiskOptions, Geometry, Read, Source};
+use crate::disk::{self, Checker, DEFAULT_CHUNK, DEFAULT_DEPTH, DiskOptions, Geometry, Read, Source};
 use crate::error::{Error, Result};
 
 /// Reads the tiles of experts when they are asked for, and keeps them while their memory is not needed for others.
@@ -21,6 +21,8 @@ use crate::error::{Error, Result};
 pub struct Experts {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
+    /// Where tiles come from, and what compares them with their checksums, if that is wanted.
+    check: Option<(Vec<DemandTile>, Checker)>,
     #[cfg(feature = "cuda")]
     memory: Arc<Mapping>,
 }
@@ -89,6 +91,7 @@ impl Experts {
         let depth = options.depth.unwrap_or(DEFAULT_DEPTH);
         let stats = DemandStats {
             bytes_read: 0,
+            bytes_checked: 0,
             reads: 0,
             bytes_used: 0,
             bytes_hit: 0,
@@ -103,6 +106,7 @@ impl Experts {
         let mut experts = Experts {
             shared,
             threads: Vec::new(),
+            check: Checker::of(source).map(|checker| (tiles.to_vec(), checker)),
             #[cfg(feature = "cuda")]
             memory: Arc::clone(&buffer),
         };
@@ -128,9 +132,10 @@ impl Experts {
         let mut state = self.shared.lock();
         let mut waiting = None;
         loop {
-            if let Some(tile) = self.lend(&mut state)? {
+            if let Some(lent) = lend(&mut state)? {
                 state.stats.consumer_wait += waiting.map_or(Duration::ZERO, |since: Instant| since.elapsed());
-                return Ok(tile);
+                drop(state);
+                return self.checked(lent);
             }
             waiting.get_or_insert_with(Instant::now);
             state = wait(&self.shared.ready, state);
@@ -143,17 +148,20 @@ impl Experts {
     /// As [`Experts::next`].
     #[cfg(feature = "cuda")]
     pub(crate) fn try_next(&mut self) -> Result<Option<ExpertTile>> {
-        self.lend(&mut self.shared.lock())
+        let lent = lend(&mut self.shared.lock())?;
+        lent.map(|lent| self.checked(lent)).transpose()
     }
 
-    fn lend(&self, state: &mut State) -> Result<Option<ExpertTile>> {
-        if let Some(failure) = &state.failure {
-            return Err(repeat(failure));
+    /// Compares a tile with its checksums, if that is wanted.
+    fn checked(&mut self, Lent { tile: index, region, parts }: Lent) -> Result<ExpertTile> {
+        let tile = ExpertTile { shared: Arc::clone(&self.shared), region: Some(region), parts };
+        if let Some((tiles, checker)) = &mut self.check {
+            let mut spans = tiles[index].spans.iter().enumerate();
+            if let Err(error) = spans.try_for_each(|(i, span)| checker.streamed(*span, &tile[i])) {
+                return Err(repeat(self.shared.lock().failure.insert(error)));
+            }
         }
-        let lent = state.cache.take();
-        let tile =
-            |lent: Lent| ExpertTile { shared: Arc::clone(&self.shared), region: Some(lent.region), parts: lent.parts };
-        Ok(lent.map(tile))
+        Ok(tile)
     }
 
     /// Notes that the consumer needed a tile of so many bytes which it still had.
@@ -182,7 +190,16 @@ impl Experts {
     pub fn stats(&self) -> DemandStats {
         let state = self.shared.lock();
         let uses = state.cache.uses();
-        DemandStats { bytes_used: uses.taken, bytes_hit: uses.hits, ..state.stats.clone() }
+        let bytes_checked = self.check.as_ref().map_or(0, |(_, checker)| checker.bytes());
+        DemandStats { bytes_checked, bytes_used: uses.taken, bytes_hit: uses.hits, ..state.stats.clone() }
+    }
+}
+
+/// The next tile of the request if it is there already.
+fn lend(state: &mut State) -> Result<Option<Lent>> {
+    match &state.failure {
+        Some(failure) => Err(repeat(failure)),
+        None => Ok(state.cache.take()),
     }
 }
 

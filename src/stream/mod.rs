@@ -52,6 +52,8 @@ pub struct TileRead {
 pub struct StreamStats {
     /// Bytes that the drives delivered.
     pub bytes_read: u64,
+    /// Bytes that were compared with their checksums, and right, in tiles of whatever tier.
+    pub bytes_checked: u64,
     /// Reads that the drives completed.
     pub reads: u64,
     /// How long the consumer has waited for bytes.
@@ -101,6 +103,8 @@ pub struct DemandTile {
 pub struct DemandStats {
     /// Bytes that the drives delivered.
     pub bytes_read: u64,
+    /// Bytes that were compared with their checksums, and right, read now or kept.
+    pub bytes_checked: u64,
     /// Reads that the drives completed.
     pub reads: u64,
     /// Bytes of tiles that the consumer took, or still had on a GPU.

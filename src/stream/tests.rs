@@ -42,7 +42,7 @@ impl Fixture {
             files.push(path);
             bytes.push(noise);
         }
-        Fixture { _dir: dir, source: Source { files, replicas: vec![] }, bytes }
+        Fixture { _dir: dir, source: Source { files, ..Source::default() }, bytes }
     }
 
     /// `count` tiles anywhere, of 1 byte to `longest`, every now and then reaching the very end of a file.

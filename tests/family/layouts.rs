@@ -67,6 +67,64 @@ fn names_may_lack_the_root_that_the_whole_model_adds() {
     }
 }
 
+/// Rows of a matrix of bfloat16 numbers, taken from these places.
+fn rows_of(view: &TensorView, rows: impl IntoIterator<Item = std::ops::Range<usize>>) -> Vec<u8> {
+    let row = view.shape()[1] * 2;
+    rows.into_iter().flat_map(|rows| view.data()[rows.start * row..rows.end * row].to_vec()).collect()
+}
+
+/// Qwen3.5 with experts is Qwen3-Next with four projections where that has two, and with all experts of a layer in one tensor.
+#[test]
+fn qwen3_next_is_qwen3_5_moe_in_another_layout() {
+    let name = "qwen3_next";
+    let bytes = fs::read(case(name).join("model.safetensors")).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let mut made: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
+    for (old, view) in tensors.tensors() {
+        let new = match old.strip_prefix("model.") {
+            Some(rest) => format!("model.language_model.{rest}"),
+            None => old.clone(),
+        };
+        // Two key heads of 16, with two value heads of 16 each: in rows, q, k, v, z of a key head; then b, a.
+        let parts: &[(&str, Vec<std::ops::Range<usize>>)] = if old.ends_with("in_proj_qkvz.weight") {
+            &[("qkv", vec![0..16, 96..112, 16..32, 112..128, 32..64, 128..160]), ("z", vec![64..96, 160..192])]
+        } else if old.ends_with("in_proj_ba.weight") {
+            &[("b", vec![0..2, 4..6]), ("a", vec![2..4, 6..8])]
+        } else if old.contains(".experts.") {
+            let Some(layer) = new.strip_suffix(".experts.0.gate_proj.weight") else { continue };
+            let of = |part: &str, i: usize| {
+                let name = old.replace("experts.0.gate_proj", &format!("experts.{i}.{part}"));
+                tensors.tensor(&name).unwrap().data().to_vec()
+            };
+            let gate_up = (0..6).flat_map(|i| [of("gate_proj", i), of("up_proj", i)].concat()).collect();
+            made.push((format!("{layer}.experts.gate_up_proj"), vec![6, 48, 64], gate_up));
+            let down = (0..6).flat_map(|i| of("down_proj", i)).collect();
+            made.push((format!("{layer}.experts.down_proj"), vec![6, 64, 24], down));
+            continue;
+        } else {
+            made.push((new, view.shape().to_vec(), view.data().to_vec()));
+            continue;
+        };
+        for (part, rows) in parts {
+            let bytes = rows_of(&view, rows.clone());
+            let old = ["qkvz", "ba"].into_iter().find(|old| new.contains(&format!("in_proj_{old}."))).unwrap();
+            made.push((new.replace(old, part), vec![bytes.len() / 128, 64], bytes));
+        }
+    }
+    let to = tempfile::tempdir().unwrap();
+    let views =
+        made.iter().map(|(name, shape, bytes)| (name, TensorView::new(Dtype::BF16, shape.clone(), bytes).unwrap()));
+    fs::write(to.path().join("model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
+    let mut text: Value = serde_json::from_slice(&fs::read(case(name).join("config.json")).unwrap()).unwrap();
+    text["architectures"] = Value::Null;
+    text["model_type"] = json!("qwen3_5_moe_text");
+    let config = json!({
+        "architectures": ["Qwen3_5MoeForConditionalGeneration"], "model_type": "qwen3_5_moe", "text_config": text
+    });
+    fs::write(to.path().join("config.json"), config.to_string()).unwrap();
+    assert!(run(to.path(), name) == run(&case(name), name));
+}
+
 /// A head of Falcon's case: 16 rows of 64 bfloat16 numbers.
 const HEAD: usize = 16 * 64 * 2;
 

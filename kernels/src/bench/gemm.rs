@@ -6,6 +6,7 @@ use crate::check::{Device, Output};
 use crate::launch::Launch;
 use crate::launch::gemm::{Encoding, MAX_DECODE_ROWS, decode};
 use crate::launch::gemm_prefill::prefill;
+use crate::launch::transposed::Stored;
 use crate::launch::{lengths, transposed};
 use crate::params::{Dtype, GemmParams, PrefillParams, RowLengthsParams, TransposedParams, Weights};
 
@@ -21,11 +22,14 @@ fn operand_bytes(encoding: Encoding) -> usize {
 /// Bytes of the weight and of its scales.
 fn sizes(shape: &Shape) -> (usize, usize) {
     let elements = shape.n * shape.k;
+    let scales = shape.n * shape.k.div_ceil(1 << BLOCK);
     match shape.encoding {
         Encoding::F32 => (elements * 4, 0),
         Encoding::F16 | Encoding::Bf16 => (elements * 2, 0),
-        Encoding::Int8 => (elements, elements.div_ceil(1 << BLOCK) * 4),
-        Encoding::Nf4 => (elements.div_ceil(2), elements.div_ceil(1 << BLOCK) * 4),
+        Encoding::Int8 | Encoding::Int8Zero | Encoding::Offset8 => (elements, scales * 4),
+        Encoding::Nf4 | Encoding::Fp4 | Encoding::Offset4 => (shape.n * shape.k.div_ceil(2), scales * 4),
+        // Rows bring their scales along.
+        Encoding::Nf4d => (shape.n * nf4d_row_bytes(shape.k), 0),
         Encoding::Mxfp4 => (elements.div_ceil(2), elements.div_ceil(32)),
         Encoding::Fp8 => (elements, shape.n.div_ceil(1 << FP8_BLOCK) * shape.k.div_ceil(1 << FP8_BLOCK) * 4),
         Encoding::Q8_0 => (elements / 32 * 34, 0),
@@ -33,6 +37,37 @@ fn sizes(shape: &Shape) -> (usize, usize) {
         Encoding::Q4K => (elements / 256 * 144, 0),
         Encoding::Q5K => (elements / 256 * 176, 0),
         Encoding::Q6K => (elements / 256 * 210, 0),
+    }
+}
+
+/// Bytes of a row of nf4d: codes, their scales in a byte each, a factor for each 256 of these, and an offset.
+fn nf4d_row_bytes(k: usize) -> usize {
+    let blocks = k.div_ceil(64);
+    (blocks * 32 + blocks.next_multiple_of(4) + (blocks.div_ceil(256) + 1) * 4).next_multiple_of(16)
+}
+
+/// How the rows of a weight, and of its scales, follow each other.
+fn strides(shape: &Shape) -> Weights {
+    let k = shape.k as i32;
+    let scaled = |row_bytes: i32| Weights {
+        row_bytes,
+        scale_stride: ((k - 1) >> BLOCK) + 1,
+        column_shift: BLOCK,
+        ..Weights::default()
+    };
+    match shape.encoding {
+        Encoding::Int8 | Encoding::Int8Zero | Encoding::Offset8 => scaled(k),
+        Encoding::Nf4 | Encoding::Fp4 | Encoding::Offset4 => scaled((k + 1) / 2),
+        Encoding::Nf4d => {
+            let row_bytes = nf4d_row_bytes(shape.k) as i32;
+            Weights { scale_stride: row_bytes, ..scaled(row_bytes) }
+        }
+        Encoding::Mxfp4 => Weights { scale_stride: k / 32, column_shift: 5, ..scaled(k / 2) },
+        Encoding::Fp8 => {
+            let scale_stride = ((k - 1) >> FP8_BLOCK) + 1;
+            Weights { scale_stride, row_shift: FP8_BLOCK, column_shift: FP8_BLOCK, ..scaled(k) }
+        }
+        _ => Weights::default(),
     }
 }
 
@@ -60,14 +95,12 @@ fn product(device: &mut dyn Device, shape: &Shape) -> Result<(GemmParams, usize)
     };
     let operand = if matches!(encoding, Encoding::F32 | Encoding::F16) { encoding } else { Encoding::Bf16 };
     let x_stride = k.next_multiple_of(8);
-    let w = Weights {
-        data: device.repeat(&pattern(encoding), weight_bytes)? as *const _,
-        scale: device.repeat(&scales, scale_bytes)? as *const _,
-        block_shift: BLOCK,
-        row_shift: FP8_BLOCK,
-        column_shift: FP8_BLOCK,
-        ..Weights::default()
+    let data = device.repeat(&pattern(encoding), weight_bytes)?;
+    let scale = match encoding {
+        Encoding::Nf4d => data + k.div_ceil(64) as u64 * 32,
+        _ => device.repeat(&scales, scale_bytes)?,
     };
+    let w = Weights { data: data as *const _, scale: scale as *const _, ..strides(shape) };
     let params = GemmParams {
         w,
         x: device.repeat(&pattern(operand), m * x_stride * operand_bytes(encoding))? as *const _,
@@ -127,7 +160,7 @@ pub fn prepare_transposed(device: &mut dyn Device, shape: &Shape) -> Result<Case
         dtype: Dtype::DTYPE_BF16,
         ..TransposedParams::default()
     };
-    let step = (transposed::product(&params), bytes_of(&params));
+    let step = (transposed::product(Stored::Numbers, &params), bytes_of(&params));
     let shape = Shape { encoding: Encoding::Bf16, ..*shape };
     Ok(case("transposed", &shape, step, params.out, n * k * 2 + m * (k + n) * 4, None))
 }

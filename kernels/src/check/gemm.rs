@@ -131,9 +131,8 @@ fn case(check: &mut Check, form: Form, m: usize, n: usize, k: usize) -> Outcome 
     }
     // The twin may be lucky, but not better than this: three roundings of the sums, and where weights are rounded to be
     // operands, one rounding of each, which add up as independent errors do.
-    let rounded = !matches!(form, Form::Plain(_) | Form::Mxfp4);
     let floor = 3.0 * unit_roundoff(Dtype::DTYPE_F32) * largest
-        + if rounded { unit_roundoff(Dtype::DTYPE_BF16) * norm } else { 0.0 };
+        + if form.is_exact() { 0.0 } else { unit_roundoff(Dtype::DTYPE_BF16) * norm };
     check.gate_above(floor, "out", &picked[0], &picked[1], &truth)
 }
 

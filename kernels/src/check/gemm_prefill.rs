@@ -120,10 +120,9 @@ fn case(check: &mut Check, form: Form, m: usize, n: usize, k: usize) -> Outcome 
     }
     // As for the multiply of decode: the twin may be lucky, but not better than three roundings of the sums, one to a result
     // of 16 bits, and where weights are rounded to be operands, one of each, which add up as independent errors do.
-    let rounded = !matches!(form, Form::Plain(_) | Form::Mxfp4);
     let narrow = if dtype == Dtype::DTYPE_F32 { 0.0 } else { unit_roundoff(dtype) };
     let floor = (3.0 * unit_roundoff(Dtype::DTYPE_F32) + narrow) * largest
-        + if rounded { unit_roundoff(Dtype::DTYPE_BF16) * norm } else { 0.0 };
+        + if form.is_exact() { 0.0 } else { unit_roundoff(Dtype::DTYPE_BF16) * norm };
     check.gate_above(floor, "out", &picked[0], &picked[1], &truth)
 }
 

@@ -7,42 +7,50 @@ use super::{Check, gguf};
 use crate::launch::gemm::Encoding;
 use crate::params::Weights;
 
-/// An encoding and how its scales are laid out.
+/// An encoding and where its factors are.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Form {
+    /// Without any.
     Plain(Encoding),
-    /// Blocks of so many elements, as a power of two, over the flattened matrix.
-    Int8Blocks(i32),
-    Int8Rows,
-    /// Blocks of 2^rows x 2^columns.
-    Fp8 {
-        rows: i32,
-        columns: i32,
-    },
-    Nf4 {
-        block: i32,
-        nested: bool,
-    },
-    Mxfp4,
-    /// GGUF's.
+    /// GGUF's blocks.
     Blocks(Encoding),
+    /// In matrices of their own, for blocks of 2^rows x 2^columns numbers.
+    Factors { encoding: Encoding, rows: i32, columns: i32, zeros: bool },
+    /// Behind the codes of each row, for blocks of 2^columns numbers.
+    Packed { encoding: Encoding, columns: i32 },
 }
 
-/// Every encoding, with the layouts of scales that exist and some that are awkward.
-pub const FORMS: [Form; 18] = [
+const fn factors(encoding: Encoding, rows: i32, columns: i32) -> Form {
+    Form::Factors { encoding, rows, columns, zeros: false }
+}
+const fn zeros(encoding: Encoding, rows: i32, columns: i32) -> Form {
+    Form::Factors { encoding, rows, columns, zeros: true }
+}
+
+/// Every encoding, with the layouts of factors that exist and some that are awkward.
+pub const FORMS: [Form; 27] = [
     Form::Plain(Encoding::F32),
     Form::Plain(Encoding::F16),
     Form::Plain(Encoding::Bf16),
-    Form::Int8Blocks(6),
-    Form::Int8Blocks(11),
-    Form::Int8Rows,
-    Form::Fp8 { rows: 7, columns: 7 },
-    Form::Fp8 { rows: 0, columns: 31 },
-    Form::Fp8 { rows: 31, columns: 31 },
-    Form::Nf4 { block: 6, nested: false },
-    Form::Nf4 { block: 6, nested: true },
-    Form::Nf4 { block: 5, nested: false },
-    Form::Mxfp4,
+    Form::Packed { encoding: Encoding::Int8, columns: 6 },
+    Form::Packed { encoding: Encoding::Int8, columns: 11 },
+    Form::Packed { encoding: Encoding::Nf4, columns: 6 },
+    Form::Packed { encoding: Encoding::Nf4d, columns: 6 },
+    factors(Encoding::Int8, 0, 31),
+    factors(Encoding::Fp8, 7, 7),
+    factors(Encoding::Fp8, 0, 31),
+    factors(Encoding::Fp8, 31, 31),
+    factors(Encoding::Nf4, 0, 6),
+    factors(Encoding::Nf4, 0, 5),
+    factors(Encoding::Nf4, 2, 31),
+    factors(Encoding::Fp4, 0, 7),
+    zeros(Encoding::Int8Zero, 0, 31),
+    zeros(Encoding::Int8Zero, 31, 31),
+    zeros(Encoding::Offset8, 0, 6),
+    factors(Encoding::Offset8, 0, 4),
+    zeros(Encoding::Offset4, 0, 7),
+    factors(Encoding::Offset4, 0, 5),
+    factors(Encoding::Mxfp4, 0, 5),
     Form::Blocks(Encoding::Q8_0),
     Form::Blocks(Encoding::Q4_0),
     Form::Blocks(Encoding::Q4K),
@@ -54,16 +62,21 @@ impl Form {
     pub fn encoding(self) -> Encoding {
         match self {
             Form::Plain(encoding) | Form::Blocks(encoding) => encoding,
-            Form::Int8Blocks(_) | Form::Int8Rows => Encoding::Int8,
-            Form::Fp8 { .. } => Encoding::Fp8,
-            Form::Nf4 { .. } => Encoding::Nf4,
-            Form::Mxfp4 => Encoding::Mxfp4,
+            Form::Factors { encoding, .. } | Form::Packed { encoding, .. } => encoding,
         }
     }
 
     /// The least number of columns that it can have, of so many or more.
     pub fn columns(self, k: usize) -> usize {
-        k.next_multiple_of(self.encoding().multiple())
+        match self {
+            Form::Factors { encoding: Encoding::Nf4, .. } => k.next_multiple_of(2),
+            _ => k.next_multiple_of(self.encoding().multiple()),
+        }
+    }
+
+    /// Whether numbers are operands without being rounded.
+    pub fn is_exact(self) -> bool {
+        matches!(self, Form::Plain(_)) || self.encoding() == Encoding::Mxfp4
     }
 }
 
@@ -93,65 +106,153 @@ const E2M1: [f64; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
 /// The tile of rows `first .. first + n` of a random matrix with k columns and some rows more: its device side, and its
 /// numbers [n, k].
 pub fn random_tile(check: &mut Check, form: Form, first: usize, n: usize, k: usize) -> (Weights, Vec<f64>) {
-    let rows = first + n + 1;
-    let tile = first * k..(first + n) * k;
     let mut weights = Weights { first_row: first as i32, ..Weights::default() };
-    let numbers: Vec<f64> = match form {
+    let numbers = match form {
         Form::Plain(encoding) => plain(check, &mut weights, encoding, n * k),
         Form::Blocks(encoding) => {
             let (bytes, numbers) = gguf::random(check, encoding, n * k);
             weights.data = check.input(&bytes).cast();
             numbers
         }
-        Form::Int8Blocks(_) | Form::Int8Rows => {
-            let q: Vec<i8> = (0..n * k).map(|_| check.rng.random()).collect();
-            let shift = if let Form::Int8Blocks(shift) = form { shift } else { -1 };
-            let count = if shift < 0 { rows } else { (rows * k).div_ceil(1 << shift) };
-            let scales = scales(check, count);
-            weights.data = check.input(&q).cast();
-            weights.scale = check.input(&scales).cast();
-            weights.block_shift = shift;
-            let scale = |i: usize| f64::from(scales[if shift < 0 { i / k } else { i >> shift }]);
-            tile.zip(q).map(|(i, q)| f64::from(q) * scale(i)).collect()
+        Form::Factors { encoding, rows, columns, zeros } => {
+            (weights.row_shift, weights.column_shift) = (rows, columns);
+            beside(check, &mut weights, encoding, zeros, n, k)
         }
-        Form::Fp8 { rows: row_shift, columns: column_shift } => {
-            let q: Vec<u8> =
-                (0..n * k).map(|_| check.rng.random()).map(|q: u8| if q & 0x7f == 0x7f { 0 } else { q }).collect();
-            let per_row = ((k - 1) >> column_shift) + 1;
-            let scales = scales(check, (((rows - 1) >> row_shift) + 1) * per_row);
-            weights.data = check.input(&q).cast();
-            weights.scale = check.input(&scales).cast();
-            (weights.row_shift, weights.column_shift) = (row_shift, column_shift);
-            let scale = |i: usize| f64::from(scales[((i / k) >> row_shift) * per_row + ((i % k) >> column_shift)]);
-            tile.zip(q).map(|(i, q)| e4m3(q) * scale(i)).collect()
-        }
-        Form::Nf4 { block, nested } => {
-            // All bytes of the matrix, of which only those of the tile are uploaded.
-            let bytes: Vec<u8> = (0..(rows * k).div_ceil(2)).map(|_| check.rng.random()).collect();
-            let count = (rows * k).div_ceil(1 << block);
-            weights.data = check.input(&bytes[tile.start / 2..tile.end.div_ceil(2)]).cast();
-            weights.block_shift = block;
-            let scales = if nested {
-                nested_scales(check, &mut weights, count)
-            } else {
-                plain_scales(check, &mut weights, count)
-            };
-            let q = |i: usize| bytes[i / 2] >> (4 - i % 2 * 4) & 15;
-            tile.map(|i| f64::from(NF4[q(i) as usize]) * scales[i >> block]).collect()
-        }
-        Form::Mxfp4 => {
-            let bytes: Vec<u8> = (0..n * k / 2).map(|_| check.rng.random()).collect();
-            // Around those of weights: the sums stay what float32 can hold.
-            let exponents: Vec<u8> = (0..rows * k / 32).map(|_| check.rng.random_range(117..124)).collect();
-            weights.data = check.input(&bytes).cast();
-            weights.scale = check.input(&exponents).cast();
-            let number = |q: u8| E2M1[usize::from(q & 7)] * if q & 8 == 0 { 1.0 } else { -1.0 };
-            let q = |i: usize| bytes[i / 2] >> (4 * (i % 2)) & 15;
-            let power = |i: usize| 2f64.powi(i32::from(exponents[i / 32]) - 127);
-            tile.enumerate().map(|(at, i)| number(q(at)) * power(i)).collect()
+        Form::Packed { encoding, columns } => {
+            weights.column_shift = columns;
+            packed(check, &mut weights, encoding, n, k)
         }
     };
     (weights, numbers)
+}
+
+/// Codes with factors in matrices of their own, which have a row more than the tile needs.
+fn beside(
+    check: &mut Check,
+    weights: &mut Weights,
+    encoding: Encoding,
+    with_zeros: bool,
+    n: usize,
+    k: usize,
+) -> Vec<f64> {
+    let (first, rows, columns) = (weights.first_row as usize, weights.row_shift, weights.column_shift);
+    let across = ((k - 1) >> columns) + 1;
+    let count = ((first + n) >> rows) * across + across;
+    let codes = codes(check, encoding, n * k);
+    let bytes: Vec<u8> = codes.chunks(k).flat_map(|row| stored(encoding, row)).collect();
+    weights.data = check.input(&bytes).cast();
+    (weights.row_bytes, weights.scale_stride) = ((bytes.len() / n) as i32, across as i32);
+    let scales: Vec<f64> = if encoding == Encoding::Mxfp4 {
+        // Around those of weights: the sums stay what float32 can hold.
+        let exponents: Vec<u8> = (0..count).map(|_| check.rng.random_range(117..124)).collect();
+        weights.scale = check.input(&exponents).cast();
+        exponents.iter().map(|e| 2f64.powi(i32::from(*e) - 127)).collect()
+    } else {
+        let scales = scales(check, count);
+        weights.scale = check.input(&scales).cast();
+        scales.into_iter().map(f64::from).collect()
+    };
+    let middle = if encoding == Encoding::Offset4 { 8 } else { 128 };
+    let zeros: Vec<f32> =
+        (0..count).map(|_| if with_zeros { check.rng.random_range(-middle..middle) as f32 } else { 0.0 }).collect();
+    if with_zeros {
+        weights.zero = check.input(&zeros);
+    }
+    let at = |r: usize, i: usize| ((first + r) >> rows) * across + (i >> columns);
+    let value = |j: usize| {
+        let at = at(j / k, j % k);
+        (number(encoding, codes[j]) - f64::from(zeros[at])) * scales[at]
+    };
+    (0..n * k).map(value).collect()
+}
+
+/// Rows that stand alone: codes of whole blocks of 64, the scales behind them, and what fills 16 bytes, which nobody reads.
+fn packed(check: &mut Check, weights: &mut Weights, encoding: Encoding, n: usize, k: usize) -> Vec<f64> {
+    let blocks = ((k - 1) >> weights.column_shift) + 1;
+    let (mut bytes, mut numbers, mut behind) = (Vec::new(), Vec::new(), 0);
+    for _ in 0..n {
+        let codes = codes(check, encoding, k.next_multiple_of(64));
+        let row = stored(encoding, &codes);
+        behind = row.len();
+        bytes.extend(row);
+        let scales: Vec<f64> = if encoding == Encoding::Nf4d {
+            let coded: Vec<u8> = (0..blocks).map(|_| check.rng.random()).collect();
+            let (outer, offset) = (scales(check, blocks.div_ceil(256)), 0.02f32);
+            bytes.extend(&coded);
+            bytes.resize(bytes.len().next_multiple_of(4), 0xff);
+            bytes.extend(outer.iter().chain([&offset]).flat_map(|v| v.to_le_bytes()));
+            let scale = |(i, code): (usize, &u8)| dynamic_map(*code) * f64::from(outer[i / 256]) + f64::from(offset);
+            coded.iter().enumerate().map(scale).collect()
+        } else {
+            let scales = scales(check, blocks);
+            bytes.extend(scales.iter().flat_map(|v| v.to_le_bytes()));
+            scales.into_iter().map(f64::from).collect()
+        };
+        bytes.resize(bytes.len().next_multiple_of(16), 0xff);
+        numbers.extend((0..k).map(|i| number(encoding, codes[i]) * scales[i >> weights.column_shift]));
+    }
+    weights.data = check.input(&bytes).cast();
+    weights.row_bytes = (bytes.len() / n) as i32;
+    weights.scale_stride = if encoding == Encoding::Nf4d { weights.row_bytes } else { weights.row_bytes / 4 };
+    // Where the scales of the matrix' first row would be.
+    let before = i64::from(weights.first_row) * i64::from(weights.row_bytes);
+    weights.scale = (weights.data as i64 + behind as i64 - before) as *const _;
+    numbers
+}
+
+/// Codes that are all numbers.
+fn codes(check: &mut Check, encoding: Encoding, len: usize) -> Vec<u8> {
+    let code = |q: u8| match encoding {
+        Encoding::Fp8 if q & 0x7f == 0x7f => 0,
+        Encoding::Fp8 | Encoding::Int8 | Encoding::Int8Zero | Encoding::Offset8 => q,
+        _ => q & 15,
+    };
+    (0..len).map(|_| check.rng.random()).map(code).collect()
+}
+
+/// How a row of codes is stored.
+fn stored(encoding: Encoding, codes: &[u8]) -> Vec<u8> {
+    let pair = |pair: &[u8], high_first: bool| {
+        let (first, second) = (pair[0], pair.get(1).copied().unwrap_or(0));
+        if high_first { first << 4 | second } else { second << 4 | first }
+    };
+    match encoding {
+        Encoding::Nf4 | Encoding::Nf4d | Encoding::Fp4 => codes.chunks(2).map(|codes| pair(codes, true)).collect(),
+        Encoding::Offset4 | Encoding::Mxfp4 => codes.chunks(2).map(|codes| pair(codes, false)).collect(),
+        _ => codes.to_vec(),
+    }
+}
+
+/// What a code stands for, without factors.
+fn number(encoding: Encoding, code: u8) -> f64 {
+    match encoding {
+        Encoding::Int8 | Encoding::Int8Zero => f64::from(code as i8),
+        Encoding::Offset8 => f64::from(code) - 128.0,
+        Encoding::Offset4 => f64::from(code) - 8.0,
+        Encoding::Nf4 | Encoding::Nf4d => f64::from(NF4[usize::from(code)]),
+        Encoding::Fp4 => signed(code, &[0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0]) / 12.0,
+        Encoding::Mxfp4 => signed(code, &E2M1),
+        Encoding::Fp8 => e4m3(code),
+        other => panic!("{other:?} has no factors"),
+    }
+}
+
+/// Of a code of four bits whose highest is the sign.
+fn signed(code: u8, numbers: &[f64; 8]) -> f64 {
+    let number = numbers[usize::from(code & 7)];
+    if code & 8 == 0 { number } else { -number }
+}
+
+/// bitsandbytes' signed dynamic map: for each power of ten from 1e-6 to 1 the middles of twice as many parts of [0.1, 1] as for the
+/// one before; these negative; zero, and one.
+fn dynamic_map(code: u8) -> f64 {
+    let above = (0..7).flat_map(|power: i32| {
+        let (parts, scale) = (1 << power, 10f64.powi(power - 6));
+        (0..parts).map(move |i| scale * (0.1 + 0.9 * (f64::from(i) + 0.5) / f64::from(parts)))
+    });
+    let mut map: Vec<f64> = above.flat_map(|v| [v, -v]).chain([0.0, 1.0]).collect();
+    map.sort_by(f64::total_cmp);
+    map[usize::from(code)]
 }
 
 fn plain(check: &mut Check, weights: &mut Weights, encoding: Encoding, len: usize) -> Vec<f64> {
@@ -176,26 +277,6 @@ fn plain(check: &mut Check, weights: &mut Weights, encoding: Encoding, len: usiz
 
 fn scales(check: &mut Check, count: usize) -> Vec<f32> {
     (0..count).map(|_| check.rng.random_range(0.004..0.02)).collect()
-}
-
-fn plain_scales(check: &mut Check, weights: &mut Weights, count: usize) -> Vec<f64> {
-    let scales = scales(check, count);
-    weights.scale = check.input(&scales).cast();
-    scales.into_iter().map(f64::from).collect()
-}
-
-fn nested_scales(check: &mut Check, weights: &mut Weights, count: usize) -> Vec<f64> {
-    let codes: Vec<u8> = (0..count).map(|_| check.rng.random()).collect();
-    let map: Vec<f32> = (0..256).map(|i| (i as f32 - 127.0) / 128.0).collect();
-    let outer = scales(check, count.div_ceil(256));
-    let offset = 0.02;
-    weights.scale = check.input(&codes).cast();
-    weights.nested_map = check.input(&map);
-    weights.nested_scale = check.input(&outer);
-    weights.nested_offset = offset;
-    let scale =
-        |(i, &code): (usize, &u8)| f64::from(map[code as usize]) * f64::from(outer[i / 256]) + f64::from(offset);
-    codes.iter().enumerate().map(scale).collect()
 }
 
 /// The number of an fp8 e4m3 byte (bias 7, no infinities).

@@ -18,9 +18,14 @@ fn whole_steps(encoding: Encoding, w: &Weights, k: i32) -> bool {
     match encoding {
         Encoding::F32 => false,
         Encoding::F16 | Encoding::Bf16 => k % 32 == 0,
-        Encoding::Int8 => k % 64 == 0 && (w.block_shift < 0 || w.block_shift >= 6),
-        Encoding::Fp8 => k % 64 == 0 && w.column_shift >= 6,
-        Encoding::Nf4 => k % 64 == 0 && w.block_shift >= 6,
+        Encoding::Int8
+        | Encoding::Int8Zero
+        | Encoding::Offset8
+        | Encoding::Offset4
+        | Encoding::Fp8
+        | Encoding::Nf4
+        | Encoding::Nf4d
+        | Encoding::Fp4 => k % 64 == 0 && w.column_shift >= 6,
         Encoding::Mxfp4 | Encoding::Q8_0 | Encoding::Q4_0 | Encoding::Q4K | Encoding::Q5K | Encoding::Q6K => {
             k % 64 == 0
         }
@@ -44,6 +49,16 @@ pub fn prefill(encoding: Encoding, params: &PrefillParams) -> Launch {
         (Fp8, false) => ("gemm_prefill_fp8_simt", SIMT_SHARED),
         (Nf4, true) => ("gemm_prefill_nf4", TENSOR_SHARED),
         (Nf4, false) => ("gemm_prefill_nf4_simt", SIMT_SHARED),
+        (Nf4d, true) => ("gemm_prefill_nf4d", TENSOR_SHARED),
+        (Nf4d, false) => ("gemm_prefill_nf4d_simt", SIMT_SHARED),
+        (Fp4, true) => ("gemm_prefill_fp4", TENSOR_SHARED),
+        (Fp4, false) => ("gemm_prefill_fp4_simt", SIMT_SHARED),
+        (Int8Zero, true) => ("gemm_prefill_int8z", TENSOR_SHARED),
+        (Int8Zero, false) => ("gemm_prefill_int8z_simt", SIMT_SHARED),
+        (Offset8, true) => ("gemm_prefill_offset8", TENSOR_SHARED),
+        (Offset8, false) => ("gemm_prefill_offset8_simt", SIMT_SHARED),
+        (Offset4, true) => ("gemm_prefill_offset4", TENSOR_SHARED),
+        (Offset4, false) => ("gemm_prefill_offset4_simt", SIMT_SHARED),
         (Mxfp4, true) => ("gemm_prefill_mxfp4", TENSOR_SHARED),
         (Mxfp4, false) => ("gemm_prefill_mxfp4_simt", SIMT_SHARED),
         (Q8_0, true) => ("gemm_prefill_q8_0", TENSOR_SHARED),
@@ -70,6 +85,11 @@ pub fn naive(encoding: Encoding, params: &PrefillParams) -> Launch {
         Encoding::Int8 => "naive_gemm_prefill_int8",
         Encoding::Fp8 => "naive_gemm_prefill_fp8",
         Encoding::Nf4 => "naive_gemm_prefill_nf4",
+        Encoding::Nf4d => "naive_gemm_prefill_nf4d",
+        Encoding::Fp4 => "naive_gemm_prefill_fp4",
+        Encoding::Int8Zero => "naive_gemm_prefill_int8z",
+        Encoding::Offset8 => "naive_gemm_prefill_offset8",
+        Encoding::Offset4 => "naive_gemm_prefill_offset4",
         Encoding::Mxfp4 => "naive_gemm_prefill_mxfp4",
         Encoding::Q8_0 => "naive_gemm_prefill_q8_0",
         Encoding::Q4_0 => "naive_gemm_prefill_q4_0",

@@ -43,7 +43,7 @@ impl Element for Q8_0 {
     }
 
     #[inline(always)]
-    fn lanes<V: F32x16>(_: &(), block: &Q8Block, scale: &f32, _: usize, step: usize) -> V {
+    fn lanes<V: F32x16>(_: &(), block: &Q8Block, scale: &mut f32, _: usize, step: usize) -> V {
         V::load_i8(&block.numbers[step]).mul(V::splat(*scale))
     }
 }
@@ -75,7 +75,7 @@ impl Element for Q4_0 {
     }
 
     #[inline(always)]
-    fn lanes<V: F32x16>(_: &(), block: &Q4Block, scale: &f32, _: usize, step: usize) -> V {
+    fn lanes<V: F32x16>(_: &(), block: &Q4Block, scale: &mut f32, _: usize, step: usize) -> V {
         let numbers = V::field(V::bytes(&block.numbers), 4 * step as u32, 15);
         V::from_bytes(numbers).sub(V::splat(8.0)).mul(V::splat(*scale))
     }
@@ -110,7 +110,7 @@ impl Element for Q4K {
     }
 
     #[inline(always)]
-    fn lanes<V: F32x16>(_: &(), block: &Q4KBlock, scales: &[f32; LANES], _: usize, step: usize) -> V {
+    fn lanes<V: F32x16>(_: &(), block: &Q4KBlock, scales: &mut [f32; LANES], _: usize, step: usize) -> V {
         let numbers = V::field(V::bytes(&block.numbers[step / 4 * 2 + step % 2]), 4 * (step as u32 / 2 % 2), 15);
         Scales6::apply(scales, V::from_bytes(numbers), step / 2)
     }
@@ -146,7 +146,7 @@ impl Element for Q5K {
     }
 
     #[inline(always)]
-    fn lanes<V: F32x16>(_: &(), block: &Q5KBlock, scales: &[f32; LANES], _: usize, step: usize) -> V {
+    fn lanes<V: F32x16>(_: &(), block: &Q5KBlock, scales: &mut [f32; LANES], _: usize, step: usize) -> V {
         let low = V::field(V::bytes(&block.low[step / 4 * 2 + step % 2]), 4 * (step as u32 / 2 % 2), 15);
         let high = V::field(V::bytes(&block.high[step % 2]), step as u32 / 2, 1);
         Scales6::apply(scales, V::from_bytes(V::join(low, high)), step / 2)
@@ -187,7 +187,7 @@ impl Element for Q6K {
     }
 
     #[inline(always)]
-    fn lanes<V: F32x16>(_: &(), block: &Q6KBlock, scales: &[f32; LANES], _: usize, step: usize) -> V {
+    fn lanes<V: F32x16>(_: &(), block: &Q6KBlock, scales: &mut [f32; LANES], _: usize, step: usize) -> V {
         let (half, quarter, part) = (step / 8, step / 2 % 4, step % 2);
         let low = V::bytes(&block.low[half * 4 + quarter % 2 * 2 + part]);
         let low = V::field(low, 4 * (quarter as u32 / 2), 15);

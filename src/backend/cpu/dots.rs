@@ -32,7 +32,7 @@ pub(super) fn dots<V: F32x16, E: Element, const R: usize, const T: usize>(
         for step in 0..E::STEPS {
             let mut w = [V::zero(); R];
             for r in 0..R {
-                w[r] = E::lanes(&rows[r].beside, &row_chunks[r][i], &common[r], i, step);
+                w[r] = E::lanes(&rows[r].beside, &row_chunks[r][i], &mut common[r], i, step);
             }
             for t in 0..T {
                 let x = V::load(&token_chunks[t][i * E::STEPS + step]);
@@ -43,20 +43,16 @@ pub(super) fn dots<V: F32x16, E: Element, const R: usize, const T: usize>(
         }
     }
     let done = whole * E::STEPS * LANES;
-    let mut rests = [&[] as &[f32]; T];
-    for t in 0..T {
-        rests[t] = &tokens[t][done..];
-    }
-    for (step, first) in (done..tokens[0].len()).step_by(LANES).enumerate() {
-        let numbers = (tokens[0].len() - first).min(LANES);
-        let mut x = [V::zero(); T];
-        for t in 0..T {
-            x[t] = V::load_part(&rests[t][step * LANES..][..numbers]);
-        }
+    if done < tokens[0].len() {
         for r in 0..R {
-            let w: V = rows[r].rest(step, numbers);
-            for t in 0..T {
-                lanes[r][t] = w.mul_add(x[t], lanes[r][t]);
+            let mut rest = rows[r].rest::<V>();
+            for first in (done..tokens[0].len()).step_by(LANES) {
+                let numbers = (tokens[0].len() - first).min(LANES);
+                let w: V = rest.next(numbers);
+                for t in 0..T {
+                    let x = V::load_part(&tokens[t][first..first + numbers]);
+                    lanes[r][t] = w.mul_add(x, lanes[r][t]);
+                }
             }
         }
     }

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use super::Cpu;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::program::{FactorRoom, Groups, Matrix, Program, Role};
 
 /// As much memory as the largest matrix needs.
@@ -85,15 +85,8 @@ impl FactorTables {
                 }
             }
             Role::GroupIndex => {
-                let limit = (groups.count / matrix.rows) as u32;
-                for ((c, group), to) in elements.clone().zip(words(bytes)).zip(&mut self.index[elements.clone()]) {
-                    if group >= limit {
-                        let name = &groups.parts[part].tensor.name;
-                        let problem = format!("puts column {c} into group {group} of {limit}; download it again");
-                        return Err(Error::Request(format!("tensor `{name}` {problem}")));
-                    }
-                    *to = group;
-                }
+                matrix.check_index(&groups.parts[part], elements.start, bytes)?;
+                words(bytes).zip(&mut self.index[elements.clone()]).for_each(|(group, to)| *to = group);
             }
         }
         Ok(())

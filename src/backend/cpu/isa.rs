@@ -42,6 +42,10 @@ pub(crate) trait F32x16: Copy {
     /// Sixteen codes of four bits, two in a byte, as what a table has for them. The first of a byte is its lower half, or
     /// its upper one.
     fn table4<const UPPER_FIRST: bool>(codes: &[u8; LANES / 2], table: &[f32; 16]) -> Self;
+    /// Sixteen bfloat16: their signs and mantissas in bytes, and in the first six bytes of `codes`, three bits each, what
+    /// `exponents` has the exponents for. Where that is 0, `exponents[0]`, they come from `escapes`, in order; how many
+    /// do is the other result.
+    fn load_coded(numbers: &[u8; LANES], codes: &[u8; 8], exponents: &[u8; 8], escapes: &[u8; LANES]) -> (Self, usize);
     /// Bytes, at any address.
     fn bytes(from: &[u8; LANES]) -> Self::Bytes;
     /// `byte >> shift & mask`, for masks of at most `8 - shift` bits.
@@ -148,10 +152,17 @@ impl Choice {
     fn is_supported(self) -> bool {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Choice::Avx512 => is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl"),
+            Choice::Avx512 => {
+                is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("popcnt")
+            }
             #[cfg(target_arch = "x86_64")]
             Choice::Avx2 => {
-                is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
+                is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("f16c")
+                    && is_x86_feature_detected!("popcnt")
             }
             Choice::Portable => true,
         }
@@ -240,6 +251,25 @@ impl F32x16 for Portable {
     fn table4<const UPPER_FIRST: bool>(codes: &[u8; LANES / 2], table: &[f32; 16]) -> Self {
         let shift = |l: usize| if (l.is_multiple_of(2)) == UPPER_FIRST { 4 } else { 0 };
         Portable(std::array::from_fn(|l| table[usize::from(codes[l / 2] >> shift(l) & 15)]))
+    }
+
+    #[inline(always)]
+    fn load_coded(numbers: &[u8; LANES], codes: &[u8; 8], exponents: &[u8; 8], escapes: &[u8; LANES]) -> (Self, usize) {
+        let codes = u64::from_le_bytes(*codes);
+        let mut used = 0;
+        let mut lanes = [0.0; LANES];
+        for (l, lane) in lanes.iter_mut().enumerate() {
+            let exponent = match codes >> (3 * l) & 7 {
+                0 => {
+                    used += 1;
+                    escapes[used - 1]
+                }
+                code => exponents[code as usize],
+            };
+            let [sign, exponent, mantissa] = [numbers[l] & 0x80, exponent, numbers[l] & 0x7f].map(u32::from);
+            *lane = f32::from_bits(sign << 24 | exponent << 23 | mantissa << 16);
+        }
+        (Portable(lanes), used)
     }
 
     #[inline(always)]

@@ -148,16 +148,19 @@ fn sum_of_squares<V: F32x16, E: Element>(row: Tile<'_>) -> f32 {
     let (k, row) = (row.k, row.row::<E>(0));
     let mut sums = V::zero();
     for (i, chunk) in row.chunks.iter().enumerate() {
-        let common = E::common::<V>(&row.beside, chunk, i);
+        let mut common = E::common::<V>(&row.beside, chunk, i);
         for step in 0..E::STEPS {
-            let w: V = E::lanes(&row.beside, chunk, &common, i, step);
+            let w: V = E::lanes(&row.beside, chunk, &mut common, i, step);
             sums = w.mul_add(w, sums);
         }
     }
     let done = row.chunks.len() * E::STEPS * LANES;
-    for (step, first) in (done..k).step_by(LANES).enumerate() {
-        let w: V = row.rest(step, k - first);
-        sums = w.mul_add(w, sums);
+    if done < k {
+        let mut rest = row.rest::<V>();
+        for first in (done..k).step_by(LANES) {
+            let w: V = rest.next(k - first);
+            sums = w.mul_add(w, sums);
+        }
     }
     sums.sum()
 }

@@ -35,7 +35,6 @@ pub use crate::program::{Activation, NormKind, RopeStyle};
 pub use attention::{Attention, Sequence, append};
 pub use grouped::GroupedTile;
 pub use isa::Isa;
-#[cfg(feature = "cli")]
 pub(crate) use isa::{F32x16, Kernel, LANES};
 pub use matmul::{Columns, Finish, Mode};
 pub use norm::Norm;

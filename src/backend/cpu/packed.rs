@@ -1,8 +1,8 @@
-//! Packed rows (see [`Packed`]): codes, and behind them in the same row the scales.
+//! Packed rows (see [`Packed`]): codes, and in the same row what their numbers need.
 
 use super::isa::{F32x16, LANES};
 use super::weights::{Element, Factors, Tile};
-use crate::checkpoint::{BLOCK, NESTED};
+use crate::checkpoint::{BLOCK, BLOCK_BYTES, BLOCK_CODES, NESTED, RUN};
 use crate::encoding::{Encoding, NF4, Packed, scale_map};
 
 /// Vectors of sixteen in the 64 numbers that are decoded together, which never have more than one scale.
@@ -44,7 +44,7 @@ impl Element for Int8 {
     }
 
     #[inline(always)]
-    fn lanes<V: F32x16>(_: &Factors<'_>, chunk: &Self::Chunk, scale: &f32, _: usize, step: usize) -> V {
+    fn lanes<V: F32x16>(_: &Factors<'_>, chunk: &Self::Chunk, scale: &mut f32, _: usize, step: usize) -> V {
         V::load_i8(&chunk[step]).mul(V::splat(*scale))
     }
 }
@@ -69,7 +69,7 @@ impl Element for Nf4 {
     }
 
     #[inline(always)]
-    fn lanes<V: F32x16>(_: &Factors<'_>, chunk: &Self::Chunk, scale: &f32, _: usize, step: usize) -> V {
+    fn lanes<V: F32x16>(_: &Factors<'_>, chunk: &Self::Chunk, scale: &mut f32, _: usize, step: usize) -> V {
         V::table4::<true>(&chunk[step], &NF4).mul(V::splat(*scale))
     }
 }
@@ -111,7 +111,64 @@ impl Element for Nf4Double {
     }
 
     #[inline(always)]
-    fn lanes<V: F32x16>(_: &Doubled<'_>, chunk: &Self::Chunk, scale: &f32, _: usize, step: usize) -> V {
+    fn lanes<V: F32x16>(_: &Doubled<'_>, chunk: &Self::Chunk, scale: &mut f32, _: usize, step: usize) -> V {
         V::table4::<true>(&chunk[step], &NF4).mul(V::splat(*scale))
+    }
+}
+
+/// Bfloat16 with coded exponents.
+pub(super) struct Lossless;
+
+/// What a lossless row has before its blocks.
+#[derive(Clone, Copy)]
+pub(super) struct Exponents<'a> {
+    /// Of each code; that of escapes is 0.
+    of_code: [u8; 8],
+    /// Escapes before each run.
+    before: &'a [[u8; 2]],
+    /// Those of the row, and what follows them in it: more than sixteen bytes.
+    escapes: &'a [u8],
+}
+
+/// Vectors of a block.
+const IN_BLOCK: usize = BLOCK / LANES;
+
+impl Element for Lossless {
+    /// The blocks of [`RUN`] numbers.
+    type Chunk = [[u8; BLOCK_BYTES / IN_BLOCK]; RUN / LANES];
+    const STEPS: usize = RUN / LANES;
+    type Beside<'a> = Exponents<'a>;
+    /// How many of the row's escapes were used.
+    type Common = usize;
+
+    #[inline(always)]
+    fn open<'a>(tile: &Tile<'a>, _: usize, row: &'a [u8]) -> (&'a [u8], Exponents<'a>) {
+        let Encoding::Packed(packed) = tile.encoding else { unreachable!("{} is not packed", tile.encoding) };
+        let (exponents, behind) = row.split_at(2);
+        let (before, escapes) = behind.split_at(2 * tile.k.div_ceil(RUN));
+        let (alone, first) = (exponents[0], exponents[1]);
+        let after = |n| first.wrapping_add(n);
+        let of_code = [0, alone, first, after(1), after(2), after(3), after(4), after(5)];
+        let blocks = &row[row.len() - packed.code_bytes(tile.k)..];
+        (blocks, Exponents { of_code, before: before.as_chunks().0, escapes })
+    }
+
+    #[inline(always)]
+    fn common<V: F32x16>(row: &Exponents<'_>, _: &Self::Chunk, i: usize) -> usize {
+        usize::from(u16::from_le_bytes(row.before[i]))
+    }
+
+    #[inline(always)]
+    fn lanes<V: F32x16>(row: &Exponents<'_>, run: &Self::Chunk, used: &mut usize, _: usize, step: usize) -> V {
+        let (block, _) = run.as_flattened()[step / IN_BLOCK * BLOCK_BYTES..].split_at(BLOCK_BYTES);
+        // Six bytes of codes, and two that do not matter: behind the last codes there are numbers.
+        let codes = block[step % IN_BLOCK * (BLOCK_CODES / IN_BLOCK)..].first_chunk();
+        let numbers = block[BLOCK_CODES + step % IN_BLOCK * LANES..].first_chunk();
+        // In a damaged row, there may have been any number of escapes.
+        let escapes = row.escapes[(*used).min(row.escapes.len() - LANES)..].first_chunk();
+        let parts = (numbers.expect("16 bytes"), codes.expect("8 bytes"), escapes.expect("16 bytes"));
+        let (numbers, more) = V::load_coded(parts.0, parts.1, &row.of_code, parts.2);
+        *used += more;
+        numbers
     }
 }

@@ -99,14 +99,17 @@ fn decode_row<'p, V: F32x16, E: Element>(
     let first = k.start / chunk_numbers;
     let whole = row.chunks.len().min(k.end / chunk_numbers);
     for (i, chunk) in row.chunks[..whole].iter().enumerate().skip(first) {
-        let common = E::common::<V>(&row.beside, chunk, i);
+        let mut common = E::common::<V>(&row.beside, chunk, i);
         for (step, place) in (0..E::STEPS).zip(&mut places) {
-            E::lanes::<V>(&row.beside, chunk, &common, i, step).store(&mut place.0);
+            E::lanes::<V>(&row.beside, chunk, &mut common, i, step).store(&mut place.0);
         }
     }
     let done = whole.max(first) * chunk_numbers;
-    for (step, place) in places.enumerate() {
-        row.rest::<V>(step, k.end - done - step * LANES).store(&mut place.0);
+    if done < k.end {
+        let mut rest = row.rest::<V>();
+        for (first, place) in (done..k.end).step_by(LANES).zip(places) {
+            rest.next::<V>(k.end - first).store(&mut place.0);
+        }
     }
 }
 

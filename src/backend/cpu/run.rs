@@ -112,7 +112,8 @@ impl Backend for CpuBackend {
             Step::Embed { output, scale } => {
                 let table = &program.embedding;
                 let out = &mut self.buffers[output.0][..rows * table.cols];
-                self.cpu.widen(&self.staging[..rows * table.row_bytes()], table.encoding, out);
+                let tokens = self.staging.chunks_exact(table.row_bytes()).zip(out.chunks_exact_mut(table.cols));
+                tokens.for_each(|(row, out)| self.cpu.widen(row, table.encoding, out));
                 if scale != 1.0 {
                     out.iter_mut().for_each(|x| *x *= scale);
                 }

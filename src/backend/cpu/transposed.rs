@@ -189,8 +189,8 @@ impl Plain<'_> {
                 let bytes = &parts[d][at * element..end * element];
                 let row = Tile { bytes, k: end - at, ..self.w }.row::<E>(0);
                 w[d] = match row.chunks {
-                    [chunk] => E::lanes(&row.beside, chunk, &E::common::<V>(&row.beside, chunk, 0), 0, 0),
-                    _ => row.rest(0, end - at),
+                    [chunk] => E::lanes(&row.beside, chunk, &mut E::common::<V>(&row.beside, chunk, 0), 0, 0),
+                    _ => row.rest::<V>().next(end - at),
                 };
             }
             self.block.accumulate(w, row, at);

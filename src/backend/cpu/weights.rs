@@ -83,17 +83,34 @@ impl<E: Element> Clone for Row<'_, E> {
 
 impl<E: Element> Copy for Row<'_, E> {}
 
-impl<E: Element> Row<'_, E> {
-    /// Sixteen numbers of the incomplete chunk, from 16·`step` on. Those from `numbers` on are not the row's, and zero.
+impl<'a, E: Element> Row<'a, E> {
+    /// The numbers of the incomplete chunk, if the row has one.
     #[inline(always)]
-    pub fn rest<V: F32x16>(&self, step: usize, numbers: usize) -> V {
+    pub fn rest<V: F32x16>(&self) -> Rest<'a, E> {
         let mut chunk: E::Chunk = bytemuck::Zeroable::zeroed();
         let there = self.rest.len().min(size_of::<E::Chunk>());
         bytemuck::bytes_of_mut(&mut chunk)[..there].copy_from_slice(&self.rest[..there]);
         let i = self.chunks.len();
-        let common = E::common::<V>(&self.beside, &chunk, i);
+        Rest { common: E::common::<V>(&self.beside, &chunk, i), chunk, i, step: 0, beside: self.beside }
+    }
+}
+
+/// An incomplete chunk, of which some numbers belong to the row.
+pub(super) struct Rest<'a, E: Element> {
+    chunk: E::Chunk,
+    common: E::Common,
+    i: usize,
+    step: usize,
+    beside: E::Beside<'a>,
+}
+
+impl<E: Element> Rest<'_, E> {
+    /// Its next sixteen numbers. Those from `numbers` on are not the row's, and zero.
+    #[inline(always)]
+    pub fn next<V: F32x16>(&mut self, numbers: usize) -> V {
         let mut lanes = [0.0; LANES];
-        E::lanes::<V>(&self.beside, &chunk, &common, i, step).store(&mut lanes);
+        E::lanes::<V>(&self.beside, &self.chunk, &mut self.common, self.i, self.step).store(&mut lanes);
+        self.step += 1;
         lanes[numbers.min(LANES)..].fill(0.0);
         V::load(&lanes)
     }
@@ -147,7 +164,7 @@ pub(super) trait Element {
     const STEPS: usize = 1;
     /// What belongs to a row beside its chunks: factors, wherever they lie.
     type Beside<'a>: Copy;
-    /// What the vectors of a chunk have in common.
+    /// What the vectors of a chunk have in common, or one leaves to the next.
     type Common: Copy + Default;
 
     /// The chunks of a tile's row `r`, which these bytes are, and what is beside them.
@@ -156,11 +173,11 @@ pub(super) trait Element {
     /// Of chunk `i` of a row.
     fn common<V: F32x16>(beside: &Self::Beside<'_>, chunk: &Self::Chunk, i: usize) -> Self::Common;
 
-    /// The numbers of chunk `i` from 16·`step` on.
+    /// The numbers of chunk `i` from 16·`step` on, for one `step` after the other.
     fn lanes<V: F32x16>(
         beside: &Self::Beside<'_>,
         chunk: &Self::Chunk,
-        common: &Self::Common,
+        common: &mut Self::Common,
         i: usize,
         step: usize,
     ) -> V;
@@ -185,7 +202,7 @@ macro_rules! plain {
             fn common<V: F32x16>(_: &(), _: &Self::Chunk, _: usize) {}
 
             #[inline(always)]
-            fn lanes<V: F32x16>(_: &(), chunk: &Self::Chunk, _: &(), _: usize, _: usize) -> V {
+            fn lanes<V: F32x16>(_: &(), chunk: &Self::Chunk, _: &mut (), _: usize, _: usize) -> V {
                 V::$load(chunk)
             }
         }
@@ -217,7 +234,7 @@ macro_rules! scaled {
             fn common<V: F32x16>(_: &Factors<'_>, _: &Self::Chunk, _: usize) {}
 
             #[inline(always)]
-            fn lanes<V: F32x16>(factors: &Factors<'_>, $chunk: &Self::Chunk, _: &(), i: usize, _: usize) -> V {
+            fn lanes<V: F32x16>(factors: &Factors<'_>, $chunk: &Self::Chunk, _: &mut (), i: usize, _: usize) -> V {
                 let mut numbers: V = $numbers;
                 if $zeros && !factors.zeros.is_empty() {
                     numbers = numbers.sub(V::splat(factors.zero_at(i)));
@@ -322,6 +339,10 @@ macro_rules! with_element {
                 type $e = packed::Nf4Double;
                 $body
             }
+            Encoding::Packed(Packed::Lossless { .. }) => {
+                type $e = packed::Lossless;
+                $body
+            }
         }
     }};
 }
@@ -359,16 +380,17 @@ fn widen_elements<V: F32x16, E: Element>(numbers: Tile<'_>, out: &mut [f32]) {
     let row = numbers.row::<E>(0);
     let (out, out_rest) = out.as_chunks_mut::<LANES>();
     for (i, (chunk, out)) in row.chunks.iter().zip(out.chunks_exact_mut(E::STEPS)).enumerate() {
-        let common = E::common::<V>(&row.beside, chunk, i);
+        let mut common = E::common::<V>(&row.beside, chunk, i);
         for (step, out) in out.iter_mut().enumerate() {
-            E::lanes::<V>(&row.beside, chunk, &common, i, step).store(out);
+            E::lanes::<V>(&row.beside, chunk, &mut common, i, step).store(out);
         }
     }
     let done = row.chunks.len() * E::STEPS;
-    for (step, out) in out[done..].iter_mut().enumerate() {
-        row.rest::<V>(step, LANES).store(out);
-    }
-    if !out_rest.is_empty() {
-        row.rest::<V>(out.len() - done, out_rest.len()).store_part(out_rest);
+    if done * LANES < numbers.k {
+        let mut rest = row.rest::<V>();
+        for out in &mut out[done..] {
+            rest.next::<V>(LANES).store(out);
+        }
+        rest.next::<V>(out_rest.len()).store_part(out_rest);
     }
 }

@@ -8,6 +8,7 @@
 
 mod card;
 mod experts;
+mod factors;
 mod feed;
 mod kv;
 mod marks;
@@ -20,6 +21,7 @@ mod staging;
 mod states;
 mod steps;
 mod traps;
+mod weights;
 
 use std::sync::Arc;
 
@@ -83,7 +85,8 @@ impl CudaBackend {
     /// Takes all memory, page-locks `tiles_in`, which tiles are read into, and brings the small weights.
     ///
     /// # Errors
-    /// [`Error::Device`](crate::Error::Device) for memory that is not there, a read of weights that fails.
+    /// [`Error::Device`](crate::Error::Device) for memory that is not there, a read of weights that fails, columns that are in
+    /// no group.
     pub fn new(
         card: Arc<Card>,
         program: Arc<Program>,
@@ -94,6 +97,7 @@ impl CudaBackend {
     ) -> Result<CudaBackend> {
         let gpu = &card.gpu;
         gpu.make_current().map_err(failed)?;
+        factors::check_indexes(&program, gather)?;
         let planned = plan.gpu.as_ref().expect("a plan for a GPU");
         let layout = planned.layout.clone();
         let mut memory = Memory::new(gpu, planned.allocation()).map_err(failed)?;

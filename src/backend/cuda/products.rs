@@ -6,29 +6,28 @@ use std::ops::Range;
 
 use layerstream_kernels::driver::Stream;
 use layerstream_kernels::launch::gemm::MAX_DECODE_ROWS;
-use layerstream_kernels::launch::{gemm, gemm_prefill, lengths, transposed};
+use layerstream_kernels::launch::transposed::{self, Stored};
+use layerstream_kernels::launch::{gemm, gemm_prefill, lengths};
 use layerstream_kernels::params::{
-    ConvertParams, Dtype, GemmParams, PrefillParams, RowLengthsParams, TransposedParams, Vector, Weights,
+    ConvertParams, Dtype, GemmParams, PrefillParams, RowLengthsParams, TransposedParams, Vector,
 };
 
 use super::card::Card;
 use super::notes::{Batch, Phase, Run};
 use super::steps::{Queue, Steps, float, kernel_dtype};
+use super::weights;
 use crate::checkpoint;
 use crate::encoding::Encoding;
 use crate::error::Result;
 use crate::plan::Tile;
 use crate::plan::device::operand;
-use crate::program::{Buffer, Matrix, Product, Program};
-
-/// Numbers of a row that share an exponent.
-const MXFP4_BLOCK: usize = 32;
+use crate::program::{Buffer, Matrix, Product, Program, Role};
 
 /// What of a product has no kernel.
 pub fn unsupported(matrix: &Matrix) -> Option<String> {
     let known = match matrix.tensor.transposed {
-        true => float(matrix.encoding).is_some(),
-        false => weights(matrix).is_some(),
+        true => stored(matrix.encoding).is_some(),
+        false => weights::form(matrix).is_some(),
     };
     (!known).then(|| format!("{} weights stored like `{}`", matrix.encoding, matrix.tensor.name))
 }
@@ -51,40 +50,14 @@ pub struct TileProduct<'a> {
     pub normalise_rows: bool,
 }
 
-/// How kernels call the encoding of a matrix whose rows are stored, and what they have to know of its blocks; `None` where
-/// no kernel reads it. A new encoding gets its line here.
-pub fn weights(matrix: &Matrix) -> Option<(gemm::Encoding, Weights)> {
-    let plain = |encoding| Some((encoding, Weights::default()));
-    match (matrix.encoding, matrix.scales) {
-        (Encoding::F32, None) => plain(gemm::Encoding::F32),
-        (Encoding::F16, None) => plain(gemm::Encoding::F16),
-        (Encoding::Bf16, None) => plain(gemm::Encoding::Bf16),
-        (Encoding::Mxfp4, None) => plain(gemm::Encoding::Mxfp4),
-        (encoding, None) => plain(blocks(encoding)?),
-        (Encoding::F8E4M3, Some(scales)) => {
-            let row_shift = shift(scales.row_block, matrix.tensor.shape[0])?;
-            let column_shift = shift(scales.col_block, matrix.cols)?;
-            Some((gemm::Encoding::Fp8, Weights { row_shift, column_shift, ..Weights::default() }))
-        }
-        _ => None,
-    }
-}
-
-/// How kernels call an encoding of GGUF's, whose blocks bring their scales along.
-pub fn blocks(encoding: Encoding) -> Option<gemm::Encoding> {
+/// What the stored rows of a matrix that is stored as its transpose are made of.
+fn stored(encoding: Encoding) -> Option<Stored> {
     match encoding {
-        Encoding::Q8_0 => Some(gemm::Encoding::Q8_0),
-        Encoding::Q4_0 => Some(gemm::Encoding::Q4_0),
-        Encoding::Q4K => Some(gemm::Encoding::Q4K),
-        Encoding::Q5K => Some(gemm::Encoding::Q5K),
-        Encoding::Q6K => Some(gemm::Encoding::Q6K),
-        _ => None,
+        Encoding::Gptq4 => Some(Stored::Gptq4),
+        Encoding::Gptq8 => Some(Stored::Gptq8),
+        Encoding::Awq4 => Some(Stored::Awq4),
+        other => float(other).map(|_| Stored::Numbers),
     }
-}
-
-/// log2 of the length of blocks, of which `len` numbers may be one.
-fn shift(block: usize, len: usize) -> Option<i32> {
-    if block >= len { Some(31) } else { block.is_power_of_two().then(|| block.trailing_zeros() as i32) }
 }
 
 /// `vector` as it would be if `before` more numbers came first.
@@ -94,7 +67,8 @@ fn preceded(vector: Vector, before: usize) -> Vector {
 }
 
 impl Steps {
-    /// Queues the products of a tile, which is at `address`: each phase's rows with its own kernels.
+    /// Queues the products of a tile, which is at `address`: each phase's rows with its own kernels; of a tile of factors, that
+    /// they are taken in.
     #[expect(clippy::too_many_arguments, reason = "all of what a product is")]
     pub fn multiply(
         &mut self,
@@ -110,8 +84,12 @@ impl Steps {
         if rows == 0 {
             return Ok(());
         }
+        let (queue, matrix) = (Queue { card, stream }, &program.matrices[product.matrix.0]);
+        if let Some(part) = tile.factors {
+            return self.take_factors(&queue, matrix, part, &tile.rows, address);
+        }
         let what = TileProduct {
-            matrix: &program.matrices[product.matrix.0],
+            matrix,
             stored: &tile.rows,
             address,
             exponents: None,
@@ -123,7 +101,7 @@ impl Steps {
             scale: product.scale,
             normalise_rows: product.normalise_rows,
         };
-        self.multiply_tile(&Queue { card, stream }, program, &what, rows, runs)
+        self.multiply_tile(&queue, program, &what, rows, runs)
     }
 
     /// Queues the product of the first `rows` rows of a buffer with a tile; they are of the phases that `runs` says.
@@ -135,20 +113,13 @@ impl Steps {
         rows: usize,
         runs: &[Run],
     ) -> Result<()> {
-        let TileProduct { matrix, stored, address, input, output, .. } = *what;
+        let TileProduct { matrix, stored, input, output, .. } = *what;
         if matrix.tensor.transposed {
             return self.multiply_transposed(queue, what, rows);
         }
         let (x, x_bytes) = self.operand(queue, program, input, operand(matrix), rows)?;
-        let (encoding, blocks) = weights(matrix).expect("programs are checked before they run");
-        // Kernels count rows as the tensor does, whose scales are those of all its rows.
+        let (encoding, w) = self.weights(what);
         let before = matrix.first_row;
-        let first_row = before + stored.start;
-        let scale = match what.exponents {
-            Some(exponents) => exponents.wrapping_sub((first_row * matrix.cols / MXFP4_BLOCK) as u64),
-            None => matrix.scales.map_or(0, |scales| self.at(self.layout.vectors[scales.vector.0])),
-        };
-        let w = Weights { data: address as *const _, scale: scale as *const _, first_row: first_row as i32, ..blocks };
         let (n, k) = (stored.len() as i32, matrix.cols as i32);
         let lengths = match what.normalise_rows {
             true => self.at(self.layout.lengths) - 4 * before as u64,
@@ -179,22 +150,44 @@ impl Steps {
     /// What some stored rows, each the weights of one input for all outputs, add to a product. The first of them begin it.
     /// Rows of both phases have the same bits here.
     fn multiply_transposed(&mut self, queue: &Queue, what: &TileProduct, rows: usize) -> Result<()> {
-        let TileProduct { matrix, stored, address, input, output, .. } = *what;
-        let begins = stored.start == 0;
+        let TileProduct { matrix, stored: rows_of_tile, address, input, output, .. } = *what;
+        let begins = rows_of_tile.start == 0;
+        let inputs = matrix.encoding.inputs();
+        let first_input = rows_of_tile.start * inputs;
         let params = TransposedParams {
             w: address as *const _,
-            x: (self.wide(input) + 4 * stored.start as u64) as *const f32,
+            x: (self.wide(input) + 4 * first_input as u64) as *const f32,
             out: (self.changed(output) + 4 * what.first as u64) as *mut f32,
             bias: if begins { what.bias } else { Vector::default() },
             x_stride: self.stride(input),
             out_stride: self.stride(output),
             m: rows as i32,
             n: matrix.rows as i32,
-            k: stored.len() as i32,
+            k: (rows_of_tile.len() * inputs) as i32,
+            first_input: first_input as i32,
             add: i32::from(what.add || !begins),
-            dtype: float(matrix.encoding).expect("programs are checked before they run"),
+            factor: what.scale,
+            dtype: float(matrix.encoding).unwrap_or(Dtype::DTYPE_F32),
+            ..self.group_factors(matrix, first_input)
         };
-        queue.launch(&transposed::product(&params), &params)
+        let stored = stored(matrix.encoding).expect("programs are checked before they run");
+        queue.launch(&transposed::product(stored, &params), &params)
+    }
+
+    /// The factors of groups of inputs, if the matrix has any, for inputs from this one on.
+    fn group_factors(&self, matrix: &Matrix, first_input: usize) -> TransposedParams {
+        let Some(groups) = &matrix.groups else { return TransposedParams::default() };
+        let tables = &self.layout.factors;
+        let in_any_order = groups.parts.iter().any(|part| part.role == Role::GroupIndex);
+        let index = if in_any_order { self.at(tables.index) + 4 * first_input as u64 } else { 0 };
+        TransposedParams {
+            scale: self.at(tables.scales) as *const f32,
+            zero: self.at(tables.zeros) as *const f32,
+            index: index as *const i32,
+            group_size: groups.cols as i32,
+            groups: (groups.count / matrix.rows) as i32,
+            ..TransposedParams::default()
+        }
     }
 
     /// The input of a product as its operands, made if need be: address, and bytes of an element.

@@ -19,6 +19,7 @@ use layerstream_kernels::params::{
 use super::card::Card;
 use super::notes::{Batch, Run};
 use super::products;
+use super::weights;
 use crate::checkpoint;
 use crate::encoding::Encoding;
 use crate::error::Result;
@@ -40,7 +41,7 @@ pub fn unsupported(program: &Program) -> Option<String> {
         _ => None,
     };
     let table = program.embedding.encoding;
-    let embedding = float(table).is_none() && products::blocks(table).is_none();
+    let embedding = float(table).is_none() && weights::blocks(table).is_none();
     let embedding = embedding.then(|| format!("an embedding of {} numbers", program.embedding.encoding));
     embedding.or_else(|| program.steps.iter().find_map(step))
 }
@@ -187,7 +188,7 @@ impl Steps {
                     out_dtype: Dtype::DTYPE_F32,
                     scale: *scale,
                 };
-                match products::blocks(table.encoding) {
+                match weights::blocks(table.encoding) {
                     Some(encoding) => queue.launch(&convert::convert_blocks(encoding, &params), &params),
                     None => queue.convert(&params),
                 }

@@ -69,7 +69,7 @@ impl Work {
             false => scratch.iter().map(Scratch::path).collect(),
         };
         let replicas = cli.replica.iter().map(|replica| replica_of(&files, replica)).collect::<Result<_>>()?;
-        let source = Source { files, replicas };
+        let source = Source { files, replicas, checksums: None };
         let geometry = Geometry::of(&source)?;
         let available: u64 = geometry.lens.iter().sum();
         let first = source.files.first().map_or(String::new(), |path| path.display().to_string());
@@ -212,7 +212,7 @@ mod tests {
     use super::*;
 
     fn work(bytes: &[u64], striped: usize) -> Work {
-        let source = Source { files: vec!["x".into(); bytes.len()], replicas: vec![] };
+        let source = Source { files: vec!["x".into(); bytes.len()], ..Source::default() };
         Work { source, bytes: bytes.to_vec(), available: 0, align: 4096, striped, scratch: vec![] }
     }
 

@@ -5,16 +5,16 @@ use std::arch::x86_64::*;
 use super::{F32x16, Kernel, LANES};
 
 /// # Safety
-/// The processor must have AVX-512F and AVX-512VL. (Without VL the compiler keeps what is later halved out of the upper
+/// The processor must have AVX-512F, AVX-512VL and POPCNT. (Without VL the compiler keeps what is later halved out of the upper
 /// sixteen registers, and runs out of them.)
-#[target_feature(enable = "avx512f,avx512vl")]
+#[target_feature(enable = "avx512f,avx512vl,popcnt")]
 pub(super) unsafe fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
     kernel.run::<Zmm>()
 }
 
 /// # Safety
-/// The processor must have AVX2, FMA and F16C.
-#[target_feature(enable = "avx2,fma,f16c")]
+/// The processor must have AVX2, FMA, F16C and POPCNT.
+#[target_feature(enable = "avx2,fma,f16c,popcnt")]
 pub(super) unsafe fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
     kernel.run::<Ymm2>()
 }
@@ -86,6 +86,28 @@ impl F32x16 for Zmm {
             // Of an index, only the lower four bits count.
             _mm512_permutexvar_ps(_mm512_srlv_epi32(words, shifts), _mm512_loadu_ps(table.as_ptr()))
         }))
+    }
+
+    #[inline(always)]
+    fn load_coded(numbers: &[u8; LANES], codes: &[u8; 8], exponents: &[u8; 8], escapes: &[u8; LANES]) -> (Self, usize) {
+        let p = codes.as_ptr();
+        simd!({
+            // Of 24 bits each, the codes of lanes 0 to 7 and 8 to 15.
+            let (first, second) = (p.cast::<i32>().read_unaligned(), p.add(3).cast::<i32>().read_unaligned());
+            let words = _mm512_mask_set1_epi32(_mm512_set1_epi32(first), 0xff00, second);
+            let codes = _mm512_srlv_epi32(words, _mm512_broadcast_i64x4(code_shifts()));
+            let escaped = _mm512_testn_epi32_mask(codes, _mm512_set1_epi32(7));
+            // Of an index, the lower four bits count: the table is there twice.
+            let table = _mm512_cvtepu8_epi32(_mm_set1_epi64x(i64::from_le_bytes(*exponents)));
+            let escapes = _mm512_cvtepu8_epi32(_mm_loadu_si128(escapes.as_ptr().cast()));
+            let exponents = _mm512_mask_expand_epi32(_mm512_permutexvar_epi32(codes, table), escaped, escapes);
+            let numbers = _mm512_cvtepi8_epi32(_mm_loadu_si128(numbers.as_ptr().cast()));
+            // Sign and mantissa of the one, the exponent of the other.
+            let (numbers, exponents) = (_mm512_slli_epi32::<16>(numbers), _mm512_slli_epi32::<23>(exponents));
+            let where_exponents_are = _mm512_set1_epi32(0x7f80_0000);
+            let all = _mm512_ternarylogic_epi32::<0xd8>(numbers, exponents, where_exponents_are);
+            (Zmm(_mm512_castsi512_ps(all)), escaped.count_ones() as usize)
+        })
     }
 
     #[inline(always)]
@@ -265,6 +287,38 @@ impl F32x16 for Ymm2 {
     }
 
     #[inline(always)]
+    fn load_coded(numbers: &[u8; LANES], codes: &[u8; 8], exponents: &[u8; 8], escapes: &[u8; LANES]) -> (Self, usize) {
+        simd!({
+            // Everything in sixteen halves. Each gets the two bytes that its code lies in, moved up to its top three bits.
+            let places = _mm256_loadu_si256(CODE_PLACES.as_ptr().cast());
+            let up = _mm256_loadu_si256(CODE_FACTORS.as_ptr().cast());
+            let words = _mm256_shuffle_epi8(_mm256_set1_epi64x(i64::from_le_bytes(*codes)), places);
+            let codes = _mm256_srli_epi16::<13>(_mm256_mullo_epi16(words, up));
+            // The upper byte of each is 0, and what the table has for that is 0.
+            let table = _mm256_set1_epi64x(i64::from_le_bytes(*exponents));
+            let exponents = _mm256_shuffle_epi8(table, codes);
+            let escaped = _mm256_cmpeq_epi16(codes, _mm256_setzero_si256());
+            let escaped = _mm_packs_epi16(_mm256_castsi256_si128(escaped), _mm256_extracti128_si256::<1>(escaped));
+            let mask = _mm_movemask_epi8(escaped) as u16;
+            let [first, second] = mask.to_le_bytes().map(usize::from);
+            // In the second half, escapes go on where they end in the first.
+            let used = first.count_ones();
+            let (first, second) = (EXPAND[first], EXPAND[second] + u64::from(used) * 0x0101_0101_0101_0101);
+            let escapes = _mm_loadu_si128(escapes.as_ptr().cast());
+            let escapes = _mm_shuffle_epi8(escapes, _mm_set_epi64x(second as i64, first as i64));
+            let exponents = _mm256_or_si256(exponents, _mm256_cvtepu8_epi16(escapes));
+            let numbers = _mm256_cvtepi8_epi16(_mm_loadu_si128(numbers.as_ptr().cast()));
+            let numbers = _mm256_and_si256(numbers, _mm256_set1_epi16(0x807f_u16 as i16));
+            let halves = _mm256_or_si256(numbers, _mm256_slli_epi16::<7>(exponents));
+            // Quarters 0, 2, 1, 3, since unpacking takes one from each half.
+            let halves = _mm256_permute4x64_epi64::<0b11_01_10_00>(halves);
+            let zero = _mm256_setzero_si256();
+            let (low, high) = (_mm256_unpacklo_epi16(zero, halves), _mm256_unpackhi_epi16(zero, halves));
+            (Ymm2(_mm256_castsi256_ps(low), _mm256_castsi256_ps(high)), mask.count_ones() as usize)
+        })
+    }
+
+    #[inline(always)]
     fn from_bytes(bytes: __m128i) -> Self {
         simd!({
             let (low, high) = (_mm256_cvtepu8_epi32(bytes), _mm256_cvtepu8_epi32(_mm_srli_si128::<8>(bytes)));
@@ -397,6 +451,38 @@ fn halves(from: &[u8; LANES / 2]) -> [i32; 2] {
     let (words, _) = from.as_chunks::<4>();
     [i32::from_le_bytes(words[0]), i32::from_le_bytes(words[1])]
 }
+
+/// How far eight codes of three bits must move.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn code_shifts() -> __m256i {
+    _mm256_setr_epi32(0, 3, 6, 9, 12, 15, 18, 21)
+}
+
+/// Of sixteen codes of three bits, which two bytes each lies in, and what that must be multiplied by to bring it to the top.
+static CODE_PLACES: [u8; 32] =
+    [0, 1, 0, 1, 0, 1, 1, 2, 1, 2, 1, 2, 2, 3, 2, 3, 3, 4, 3, 4, 3, 4, 4, 5, 4, 5, 4, 5, 5, 6, 5, 6];
+static CODE_FACTORS: [u16; 16] = [8192, 1024, 128, 4096, 512, 64, 2048, 256, 8192, 1024, 128, 4096, 512, 64, 2048, 256];
+
+/// For each mask of eight: in the bytes of those that are set, their number among these; in the others 0x80, for which
+/// shuffles give 0.
+static EXPAND: [u64; 256] = {
+    let mut all = [0; 256];
+    let mut mask = 0;
+    while mask < 256 {
+        let (mut bytes, mut next, mut l) = ([0x80; 8], 0, 0);
+        while l < 8 {
+            if mask >> l & 1 == 1 {
+                bytes[l] = next;
+                next += 1;
+            }
+            l += 1;
+        }
+        all[mask] = u64::from_le_bytes(bytes);
+        mask += 1;
+    }
+    all
+};
 
 /// The last three levels of the tree of [`F32x16::sum`].
 #[target_feature(enable = "avx2")]

@@ -1,6 +1,8 @@
 //! What matrix products touch: the tile's weights and their scales, activations, and columns of the result.
 
-use layerstream_kernels::params::{GemmParams, PrefillParams, RowLengthsParams, TransposedParams, Weights};
+use layerstream_kernels::params::{
+    FactorParams, FactorRole, GemmParams, PrefillParams, RowLengthsParams, TransposedParams, Weights,
+};
 
 use super::{Rows, Tile, Touch, size};
 
@@ -36,41 +38,34 @@ fn weights(encoding: &str, w: &Weights, n: i32, k: i32, t: &mut Touch) {
     if n <= 0 || k <= 0 {
         return;
     }
-    // In elements of the whole matrix.
-    let (begin, end) = (first * k, (first + n) * k);
+    let scaled = !matches!(encoding, "f32" | "f16" | "bf16") && blocks(encoding).is_none();
     let bytes = match encoding {
         "f32" => n * k * 4,
         "f16" | "bf16" => n * k * 2,
-        "nf4" => (end + 1) / 2 - begin / 2,
-        "mxfp4" => n * k / 2,
-        _ if blocks(encoding).is_some() => row_bytes(blocks(encoding), k) * n,
-        _ => n * k,
+        // Rows with all that lies in them: their scales may be there.
+        _ if scaled => n * i64::from(w.row_bytes),
+        _ => row_bytes(blocks(encoding), k) * n,
     };
     t.read("w.data", w.data, Rows::one(bytes));
     let (first_row, rows) = (w.first_row, n as i32);
     t.tile = Some(Tile { start: w.data as u64, bytes: bytes as u64, first_row, rows, k: k as i32 });
-    let mut scales = |from: i64, to: i64, bytes: i64| {
-        t.touch("w.scale", (w.scale as u64).wrapping_add_signed(from * bytes), Rows::one((to - from) * bytes), false);
+    if !scaled {
+        return;
+    }
+    let (from, to) = (first >> w.row_shift, ((first + n - 1) >> w.row_shift) + 1);
+    let (stride, across) = (i64::from(w.scale_stride), ((k - 1) >> w.column_shift) + 1);
+    let mut factors = |what: &str, address: u64, bytes: i64, width: i64| {
+        let rows = Rows { count: to - from, stride: stride * bytes, width };
+        t.touch(what, address.wrapping_add_signed(from * stride * bytes), rows, false);
     };
     match encoding {
-        "int8" if w.block_shift < 0 => scales(first, first + n, 4),
-        "mxfp4" => scales(begin / 32, end / 32, 1),
-        "int8" => scales(begin >> w.block_shift, ((end - 1) >> w.block_shift) + 1, 4),
-        "fp8" => {
-            let columns = ((k - 1) >> w.column_shift) + 1;
-            scales((first >> w.row_shift) * columns, (((first + n - 1) >> w.row_shift) + 1) * columns, 4);
-        }
-        "nf4" => {
-            let (from, to) = (begin >> w.block_shift, ((end - 1) >> w.block_shift) + 1);
-            scales(from, to, if w.nested_map.is_null() { 4 } else { 1 });
-            if !w.nested_map.is_null() {
-                let (from, to) = (from / 256, (to - 1) / 256 + 1);
-                let nested = (w.nested_scale as u64).wrapping_add_signed(from * 4);
-                t.touch("w.nested_scale", nested, Rows::one((to - from) * 4), false);
-                t.read("w.nested_map", w.nested_map, Rows::one(256 * 4));
-            }
-        }
-        _ => {}
+        // Codes, factors of 256 of them, and an offset.
+        "nf4d" => factors("w.scale", w.scale as u64, 1, (across + 3) / 4 * 4 + ((across + 255) / 256 + 1) * 4),
+        "mxfp4" => factors("w.scale", w.scale as u64, 1, across),
+        _ => factors("w.scale", w.scale as u64, 4, across * 4),
+    }
+    if !w.zero.is_null() {
+        factors("w.zero", w.zero as u64, 4, across * 4);
     }
 }
 
@@ -130,9 +125,41 @@ pub fn lengths(kernel: &str, p: &RowLengthsParams, t: &mut Touch) {
     t.touch("lengths", first, Rows::packed(p.n, 1, 4), true);
 }
 
-pub fn transposed(p: &TransposedParams, t: &mut Touch) {
-    t.read("w", p.w, Rows::packed(p.k, p.n.into(), size(p.dtype)));
-    t.read("x", p.x, Rows::of(p.m, p.x_stride, p.k.into(), 4));
-    t.vector("bias", &p.bias, 0, p.n.into());
-    t.write("out", p.out, Rows::of(p.m, p.out_stride, p.n.into(), 4));
+pub fn transposed(kernel: &str, p: &TransposedParams, t: &mut Touch) {
+    let (k, n, groups) = (i64::from(p.k), i64::from(p.n), Rows::packed(p.groups, p.n.into(), 4));
+    let words = match kernel.trim_start_matches("gemm_transposed").trim_end_matches("_m8").trim_end_matches("_m32") {
+        "_gptq4" | "_awq4" => Some(k * n / 8),
+        "_gptq8" => Some(k * n / 4),
+        _ => None,
+    };
+    match words {
+        None => t.read("w", p.w, Rows::packed(p.k, n, size(p.dtype))),
+        Some(words) => {
+            t.read("w", p.w, Rows::one(words * 4));
+            t.read("scale", p.scale, groups);
+            t.read("zero", p.zero, groups);
+            t.read_any("index", p.index, Rows::one(k * 4));
+        }
+    }
+    t.read("x", p.x, Rows::of(p.m, p.x_stride, k, 4));
+    t.vector("bias", &p.bias, 0, n);
+    t.write("out", p.out, Rows::of(p.m, p.out_stride, n, 4));
+}
+
+/// All outputs, of which it writes some.
+pub fn factors(p: &FactorParams, t: &mut Touch) {
+    let bytes = match p.role {
+        FactorRole::FACTOR_SCALES => size(p.dtype),
+        FactorRole::FACTOR_CODED_SCALES | FactorRole::FACTOR_BYTE_ZEROS => 1,
+        _ => 4,
+    };
+    t.read("in", p.in_, Rows::one(i64::from(p.count) * bytes));
+    if p.role == FactorRole::FACTOR_CODED_SCALES && p.count > 0 {
+        t.read("codebook", p.codebook, Rows::one(256 * 4));
+        let (first, count, block) = (i64::from(p.first), i64::from(p.count), i64::from(p.block));
+        let (from, to) = (first / block, (first + count - 1) / block + 1);
+        let at = (p.block_scales as u64).wrapping_add_signed(from * 4);
+        t.touch("block_scales", at, Rows::one((to - from) * 4), false);
+    }
+    t.write("out", p.out, Rows::packed(1, p.outputs.into(), 4));
 }
