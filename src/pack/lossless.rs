@@ -193,6 +193,42 @@ mod tests {
     }
 
     #[test]
+    fn what_is_packed_comes_back() {
+        use crate::backend::cpu::Cpu;
+        use crate::encoding::Encoding;
+
+        let cpu = Cpu::new(Some(1)).unwrap();
+        let comes_back = |numbers: &[u16], what: &str| {
+            let row: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+            let escapes = Coded::of(row.as_chunks().0).escapes as u16;
+            let packed = Packed::Lossless { escapes };
+            let mut to = vec![0xee; packed.row_bytes(numbers.len())];
+            assert_eq!(encode_rows(packed, numbers.len(), &row, &mut to), Ok(()), "{what}");
+            let mut out = vec![0.0f32; numbers.len()];
+            cpu.widen(&to, Encoding::Packed(packed), &mut out);
+            let same = out.iter().zip(numbers).all(|(out, number)| out.to_bits() == u32::from(*number) << 16);
+            assert!(same, "{what}, {} numbers", numbers.len());
+        };
+        // Every pattern, with few escapes in a row and with many.
+        let all: Vec<u16> = (0..=u16::MAX).collect();
+        all.chunks(1024).for_each(|numbers| comes_back(numbers, "numbers side by side"));
+        (0..64).for_each(|i| comes_back(&all[i..].iter().copied().step_by(64).collect::<Vec<_>>(), "all exponents"));
+        for seed in 0..200u32 {
+            let mut state = seed;
+            let mut next = || {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                state >> 8
+            };
+            let (columns, spread, zeros) = (1 + next() % 1500, 1 + next() % 30, next() % 8);
+            let number = |_| match next() % 8 < zeros {
+                true => 0,
+                false => (next() as u16 & 0x807f) | ((100 + next() % spread) as u16) << 7,
+            };
+            comes_back(&(0..columns).map(number).collect::<Vec<_>>(), &format!("seed {seed}"));
+        }
+    }
+
+    #[test]
     fn a_row_is_what_the_format_says() {
         // An infinity, a zero, and two numbers with exponents that are side by side.
         let numbers = [0x7f80u16, 0x0000, 0xbf81, 0x3f0f, 0x3f0f, 0x3f0f];

@@ -9,6 +9,7 @@ use std::time::Duration;
 use assert_cmd::Command;
 use predicates::prelude::PredicateBooleanExt;
 use predicates::str::contains;
+use serde_json::json;
 
 use crate::server::{COMMIT, Server};
 use crate::weights;
@@ -112,4 +113,48 @@ fn an_interrupted_pull_goes_on() {
     server.state().slow = None;
     layerstream(home.path(), &server).args(["pull", "org/model"]).assert().success();
     assert!(server.requests("GET", "/cdn/").pop().unwrap().headers.contains_key("range"));
+}
+
+/// A drive of its own, with as many pages as the files have bytes for, but fewer than the files take; then with enough.
+const SMALL_DRIVE: &str = r#"
+    program=$1 drive=$2
+    mount -t tmpfs -o size=88k none "$drive" || exit 77
+    "$program" pull org/model 2>&1 && exit 1
+    mount -o remount,size=1m "$drive"
+    "$program" pull org/model 2>&1
+"#;
+
+#[test]
+fn a_full_drive_keeps_what_has_come() {
+    let names: Vec<String> = (1..=20).map(|i| format!("model-{i:05}-of-00020.safetensors")).collect();
+    let index =
+        json!({"weight_map": names.iter().map(|name| (name.clone(), json!(name))).collect::<serde_json::Map<_, _>>()});
+    let (index, shard) = (index.to_string(), super::weights(4097));
+    let large: Vec<String> = names.iter().map(|name| format!("{name}*")).collect();
+    let mut files: Vec<(&str, &[u8])> =
+        vec![("config.json", b"{}"), ("model.safetensors.index.json", index.as_bytes())];
+    // No two alike: the cache keeps equal files once.
+    let shards: Vec<Vec<u8>> = (0..20u8).map(|i| [&[i], &shard[1..]].concat()).collect();
+    files.extend(large.iter().zip(&shards).map(|(name, shard)| (name.as_str(), shard.as_slice())));
+    let server = Server::new(&files);
+    let drive = tempfile::tempdir().unwrap();
+    let mut command = std::process::Command::new("unshare");
+    command.args(["--map-root-user", "--mount", "sh", "-c", SMALL_DRIVE, "sh"]).arg(env!("CARGO_BIN_EXE_layerstream"));
+    command
+        .arg(drive.path())
+        .env("HF_HUB_CACHE", drive.path())
+        .env("HF_ENDPOINT", server.endpoint())
+        .env("HOME", drive.path());
+    let output = command.env_remove("HF_TOKEN").env_remove("HF_HUB_OFFLINE").output();
+    let text = output.as_ref().map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    match &output {
+        Ok(output) if output.status.success() => {}
+        // `unshare` itself ends with 1 and says nothing on standard output.
+        Ok(output) if output.status.code() != Some(77) && !text.is_empty() => panic!("{:?}: {text}", output.status),
+        other => return println!("SKIPPED: no drive of its own can be mounted here: {other:?}"),
+    }
+    assert!(text.contains("the disk is full"), "{text}");
+    // What had come was not asked for again.
+    let asked = server.requests("GET", "/cdn/").len();
+    assert!(asked < 2 * names.len(), "{asked} requests");
 }
