@@ -15,6 +15,8 @@ mod budgets;
 mod child;
 #[path = "cuda/errors.rs"]
 mod errors;
+#[path = "reference/expected.rs"]
+mod expected;
 #[path = "cuda/experts.rs"]
 mod experts;
 #[allow(dead_code, reason = "what can be wrong about a form is tried on the processor")]
@@ -22,6 +24,8 @@ mod experts;
 mod forms;
 #[path = "cuda/golden.rs"]
 mod golden;
+#[path = "reference/gpu.rs"]
+mod gpu;
 #[path = "quantized/model.rs"]
 mod model;
 #[path = "cuda/packed.rs"]

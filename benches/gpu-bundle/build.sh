@@ -28,8 +28,7 @@ done
 archive() { tar --directory "$@" --sort=name --owner=0 --group=0 --mtime=@0 --create . | gzip -9n; }
 archive "$bundle/programs" > "$bundle/programs.tar.gz"
 rm -r "$bundle/programs"
-# Without the case that a GPU computes within its gate in float32 only (tests/cuda/golden.rs), of which there is no such copy.
-archive tests/golden/models --exclude=README.md --exclude=./qwen3_5_vl_wrapper > "$bundle/golden.tar.gz"
+archive tests/golden/models --exclude=README.md > "$bundle/golden.tar.gz"
 cp benches/gpu-bundle/run.sh "$bundle/"
 cp docs/gpu-bundle.md "$bundle/README.md"
 size=$(du -sk --apparent-size "$bundle" | cut -f 1)

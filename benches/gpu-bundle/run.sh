@@ -27,6 +27,8 @@ for file in report.md report.json; do
 done
 scratch=$(mktemp -d "$out/scratch.XXXXXX") || exit 2
 watch=
+# Programs put what they have to write somewhere there, too.
+export TMPDIR=$scratch
 trap '[[ $watch ]] && kill "$watch" 2>/dev/null; rm -rf "$scratch"' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
@@ -142,14 +144,27 @@ if [[ $short ]]; then
     disk=(--scratch 16MiB --repetitions 1 --warmup 0 --chunk 1MiB --depth 4)
     synth=(--config "$golden/llama31_gqa/config.json")
     tight=() ample=() tokens=2
+    experts=(256 512 2 300)
 else
     check=()
     disk=(--scratch 2GiB --repetitions 3)
     synth=(--like llama-3.2-1b)
     # The weights are 2.5 GB: nearly all of them come through both rings; then as much as is there stays in memory.
     tight=(--vram 1500MiB --ram 512MiB) ample=(--vram 1500MiB --ram 6GiB) tokens=8
+    # 1.7 GB, of which a token needs a quarter.
+    experts=(2048 4096 4 32000)
 fi
-generate=(generate "$model" --ids 1,2,3 --max-new-tokens "$tokens" --temperature 0 --ignore-eos --json --profile "${place[@]}")
+answer=(--ids 1,2,3 --max-new-tokens "$tokens" --temperature 0 --ignore-eos --json --profile "${place[@]}")
+generate=(generate "$model" "${answer[@]}")
+
+# A configuration like Mixtral's, with eight experts in each layer: its width, that of an expert, layers, vocabulary.
+mixture() {
+    printf '{"architectures": ["MixtralForCausalLM"], "hidden_act": "silu", "hidden_size": %s, "intermediate_size": %s,
+        "num_hidden_layers": %s, "vocab_size": %s, "num_attention_heads": %s, "num_key_value_heads": 1,
+        "num_local_experts": 8, "num_experts_per_tok": 2, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
+        "rope_theta": 1e6, "tie_word_embeddings": false, "torch_dtype": "bfloat16"}' "$@" $(($1 / 64))
+}
+mixture "${experts[@]}" > "$scratch/experts.json"
 
 part kernels-check 110 "$programs/kernels" check --device gpu "${check[@]}"
 part golden 80 "$programs/golden-check" "$golden" "${gpu[@]}" --json
@@ -159,6 +174,8 @@ part plan-disk 20 "$programs/layerstream" plan "$model" "${place[@]}" "${tight[@
 part stream-from-disk 60 "$programs/layerstream" "${generate[@]}" "${tight[@]}" --trace "$out/trace-disk.json"
 part plan-memory 20 "$programs/layerstream" plan "$model" "${place[@]}" "${ample[@]}" --json
 part stream-from-memory 60 "$programs/layerstream" "${generate[@]}" "${ample[@]}" --trace "$out/trace-memory.json"
+part synth-experts 30 "$programs/layerstream" synth --config "$scratch/experts.json" --out "$scratch/experts"
+part stream-experts 40 "$programs/layerstream" generate "$scratch/experts" "${answer[@]}" "${tight[@]}"
 if [[ $short ]]; then
     skip kernels-sweep 'the short form leaves it out'
 else

@@ -127,6 +127,8 @@ pub struct Gpu(Arc<Primary>);
 struct Primary {
     device: sys::CUdevice,
     context: sys::CUcontext,
+    /// Whether this process had the context already.
+    had_context: bool,
     /// Bytes of the GPU's memory that were in use before the context was made, if that is known.
     used_before: Option<u64>,
 }
@@ -164,12 +166,13 @@ impl Gpu {
             return Err(Error::new(ErrorKind::NoDevice, format!("there is no GPU {number}: the driver shows {count}")));
         }
         let device = result::device::get(number as i32).context(|| format!("finding GPU {number}"))?;
-        let used_before = if has_context(device) { None } else { used_bytes(device) };
+        let had_context = has_context(device);
+        let used_before = if had_context { None } else { used_bytes(device) };
         // SAFETY: a device that the driver has just named; the context is released by `Primary`, after its last user.
         unsafe {
             let context =
                 result::primary_ctx::retain(device).context(|| format!("making a context on GPU {number}"))?;
-            let primary = Arc::new(Primary { device, context, used_before });
+            let primary = Arc::new(Primary { device, context, had_context, used_before });
             result::ctx::set_current(primary.context).context(|| format!("using GPU {number}"))?;
             Ok(Gpu(primary))
         }
@@ -222,27 +225,26 @@ impl Gpu {
     }
 
     /// Bytes of its memory that are in use because of this process, to be asked before anything is allocated: those of the
-    /// context, and of the modules loaded so far.
+    /// context, and of the modules loaded so far. Where this process has had the context for other work already, it is what the
+    /// first who asked was told.
     ///
     /// What was in use before the context was made is known from NVML. Where that is missing, other programs' memory cannot
     /// be told from ours and is counted, so that the answer is too much, never too little; NVML counts what others take or
-    /// free in that moment as well. Where this process has had the context for other work already, it is what the first who
-    /// asked was told.
+    /// free in that moment as well.
     pub fn context_bytes(&self) -> Result<u64> {
         static MEASURED: Mutex<BTreeMap<sys::CUdevice, u64>> = Mutex::new(BTreeMap::new());
+        let mut measured = MEASURED.lock().unwrap_or_else(PoisonError::into_inner);
+        let Primary { device, had_context, used_before, .. } = *self.0;
+        if let Some(bytes) = measured.get(&device).filter(|_| had_context) {
+            return Ok(*bytes);
+        }
         let (free, total) = self.memory()?;
         let all = (total - free) as u64;
-        let mut measured = MEASURED.lock().unwrap_or_else(PoisonError::into_inner);
-        let device = self.0.device;
-        let used = self.0.used_before.zip(used_bytes(device));
+        let ours = used_before.zip(used_bytes(device)).and_then(|(before, now)| now.checked_sub(before));
         // Others may have freed more meanwhile than we have taken; that tells nothing.
-        let ours = used.and_then(|(before, now)| now.checked_sub(before)).filter(|bytes| *bytes > 0);
-        if let Some(bytes) = ours.map(|bytes| bytes.min(all)) {
-            measured.insert(device, bytes);
-            return Ok(bytes);
-        }
-        let known = if self.0.used_before.is_none() { measured.get(&device) } else { None };
-        Ok(known.copied().unwrap_or(all))
+        let bytes = ours.filter(|bytes| *bytes > 0).map_or(all, |bytes| bytes.min(all));
+        measured.insert(device, bytes);
+        Ok(bytes)
     }
 
     /// Its address on the PCI bus as `/sys/bus/pci/devices` writes it, such as `0000:c1:00.0`.

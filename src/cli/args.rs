@@ -218,7 +218,7 @@ pub struct Logits {
 #[command(after_help = "\
 The text is cut into windows of --context tokens that begin anew. Every token but the first is
 predicted once, in the first window that has it. With --against, both models stream through the same
-windows, and share --ram (and --vram, if it is given): half of it each.
+windows, and each has half of --ram and of --vram, or of what these are by default.
 
 With --json, one object; logarithms are natural:
   model, tokens, predicted      what ran; tokens of the text, and of them predicted: all but the first

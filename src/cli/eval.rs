@@ -43,7 +43,7 @@ pub fn run(args: &args::Eval) -> Result<()> {
     let options = Options { context: Some(window.min(ids.len()).max(1)), all_logits: true, ..resources };
     let options = match other {
         None => options,
-        Some(_) => halved(options)?,
+        Some(_) => halved(&path, options)?,
     };
     let mut model = Model::start(shared(Outline::new(&path, &options), other.is_some())?, side, &options)?;
     let open = |path| shared(Model::open(path, &options), true);
@@ -91,13 +91,19 @@ fn same_ids(ids: &[u32], text: &str, model: &Path, other: &Path) -> Result<()> {
     )))
 }
 
-/// Half of the memory, for each of two models.
-fn halved(options: Options) -> Result<Options> {
+/// Half of the memory, and of that of the GPU if one computes, for each of two models of which this is one.
+fn halved(model: &Path, options: Options) -> Result<Options> {
     let ram = match options.ram {
         Some(ram) => ram,
         None => memory::available()? / 2,
     };
-    Ok(Options { ram: Some(ram / 2), vram: options.vram.map(|vram| vram / 2), ..options })
+    let options = Options { ram: Some(ram / 2), ..options };
+    let vram = match options.vram {
+        Some(vram) => Some(vram),
+        // What the model would have if it were alone.
+        None => shared(Outline::new(model, &options), true)?.plan().gpu.as_ref().map(|gpu| gpu.vram),
+    };
+    Ok(Options { vram: vram.map(|vram| vram / 2), ..options })
 }
 
 /// Says, where two models share a budget, that each has half of it.

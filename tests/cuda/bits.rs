@@ -86,12 +86,12 @@ fn no_order_of_events_changes_a_bit() {
 /// Budgets of either side from nearly nothing to everything, with which the sizes of tiles and rings change as well.
 #[test]
 fn no_budget_changes_a_bit() {
-    const KIB: u64 = 1 << 10;
-    let budgets = [
+    const KIB: usize = 1 << 10;
+    let budgets: [(_, Option<u64>); 7] = [
         (None, None),
         (Some(60 * KIB), Some(0)),
-        (Some(100 * KIB), Some(64 * KIB)),
-        (Some(150 * KIB), Some(200 * KIB)),
+        (Some(100 * KIB), Some(64 << 10)),
+        (Some(150 * KIB), Some(200 << 10)),
         (Some(250 * KIB), Some(4 << 20)),
         (Some(350 * KIB), None),
         (Some(450 * KIB), Some(0)),
@@ -106,7 +106,7 @@ fn no_budget_changes_a_bit() {
         };
         let mut jobs: Vec<Job> = budgets.iter().map(|&(vram, ram)| Job { vram, ram, ..base.clone() }).collect();
         if stream_kv {
-            jobs.push(Job { vram: Some(200 * KIB), ram: Some(200 * KIB), stream_kv, ..base });
+            jobs.push(Job { vram: Some(200 * KIB), ram: Some(200 << 10), stream_kv, ..base });
         }
         let (outcomes, _) = run(&jobs, &[("SEED", "7")]).done();
         for (outcome, job) in outcomes.iter().zip(&jobs) {

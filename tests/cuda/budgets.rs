@@ -1,5 +1,7 @@
 //! The budget of GPU memory is hard, by the driver's own count, and so are the floors that errors name.
 
+use std::process::Command;
+
 use crate::child::Job;
 use crate::parent::{End, model, run};
 
@@ -43,9 +45,36 @@ fn memory_of_other_programs_is_not_counted_as_ours() {
 /// A second model beside one that is open: what the first has allocated is not the second one's context.
 #[test]
 fn memory_of_another_model_of_this_process_is_not_counted_either() {
-    let (outcomes, _) = run(&[Job { beside: true, ..job() }], &[]).done();
-    assert!(outcomes[0].errors.is_empty(), "{:?}", outcomes[0].errors);
-    assert_eq!(outcomes[0].context, 1 << 20);
+    for nvml in ["0", "1"] {
+        let (outcomes, _) = run(&[Job { beside: true, ..job() }], &[("NVML", nvml)]).done();
+        assert!(outcomes[0].errors.is_empty(), "{:?}", outcomes[0].errors);
+        assert_eq!(outcomes[0].context, 1 << 20);
+    }
+}
+
+/// Two models of one command share what is free where no budget is given: the first one leaves room for the second.
+#[test]
+fn a_model_and_its_reference_share_the_card() {
+    let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/demo");
+    let folder = tempfile::tempdir().unwrap();
+    let text = folder.path().join("text");
+    std::fs::write(&text, "What is 27 + 58? 85").unwrap();
+    let eval = |vram: u64, nvml: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_layerstream"));
+        command.args(["eval", demo, "--against", demo, "--device", "cuda:0", "--ram", "64MiB", "--json", "--text"]);
+        let command = command.arg(&text).env("LD_LIBRARY_PATH", layerstream_cudasim::directory().unwrap());
+        let environment = [("VRAM", vram.to_string()), ("CONTEXT", (1 << 20).to_string()), ("NVML", nvml.into())];
+        let environment = environment.map(|(name, value)| (format!("LAYERSTREAM_SIM_{name}"), value));
+        let output = command.envs(environment).env("LAYERSTREAM_SIM_ARITHMETIC", "0").output().unwrap();
+        (output.status.success(), String::from_utf8(output.stdout).unwrap() + &String::from_utf8_lossy(&output.stderr))
+    };
+    for nvml in ["0", "1"] {
+        // Alone, a model would take more than half of this.
+        let (good, said) = eval(8 << 20, nvml);
+        assert!(good && said.contains("top1_agreement"), "{said}");
+        let (good, said) = eval(4 << 20, nvml);
+        assert!(!good && said.contains("two models share the budget"), "{said}");
+    }
 }
 
 #[test]

@@ -3,9 +3,11 @@
 use std::path::Path;
 use std::time::Duration;
 
-use layerstream::plan::{GpuRequest, Plan, Request};
 use layerstream::{Device, GenerateOptions, Model, Options, Outline};
 use serde::{Deserialize, Serialize};
+
+use crate::golden;
+use crate::gpu::{self, PLENTY};
 
 /// Where jobs come from and results go.
 pub const JOBS: &str = "LAYERSTREAM_TEST_JOBS";
@@ -21,7 +23,7 @@ pub struct Job {
     /// About so many bytes of the GPU for weights, and so many of memory above the floor; `None`: as much as can be of
     /// use. Memory of a GPU comes in pages of 2 MiB, larger than most of these models, so this makes the context longer
     /// until that is what it leaves.
-    pub vram: Option<u64>,
+    pub vram: Option<usize>,
     pub ram: Option<u64>,
     /// This budget instead.
     pub exact_vram: Option<u64>,
@@ -37,6 +39,8 @@ pub struct Job {
     pub times: usize,
     /// Stops the first time when a pass has used so many bytes of weights.
     pub stop_at: Option<u64>,
+    /// The check of a golden case instead, which asks for nothing but the model.
+    pub golden: bool,
     /// As the command line has it; nothing: the first GPU.
     pub device: Option<String>,
 }
@@ -78,10 +82,10 @@ pub fn main() {
     std::fs::write(results, serde_json::to_string(&outcomes).unwrap()).unwrap();
 }
 
-/// More than any test model can use.
-const PLENTY: u64 = 256 << 20;
-
 fn run(job: &Job) -> Outcome {
+    if job.golden {
+        return golden::check(job);
+    }
     let mut outcome = Outcome::default();
     if let Err(error) = attempt(job, &mut outcome) {
         outcome.errors.push(error.to_string());
@@ -104,7 +108,7 @@ fn attempt(job: &Job, outcome: &mut Outcome) -> layerstream::Result<()> {
     let options = match (job.exact_vram, job.vram) {
         (Some(vram), _) => Options { vram: Some(vram), ..plenty },
         (None, Some(bytes)) => {
-            let (context, vram) = tight(&Outline::new(path, &plenty)?, job, bytes);
+            let (context, vram) = tight(&Outline::new(path, &plenty)?, job, bytes)?;
             Options { context: Some(context), vram: Some(vram), ..plenty }
         }
         (None, None) => plenty,
@@ -154,38 +158,12 @@ fn attempt(job: &Job, outcome: &mut Outcome) -> layerstream::Result<()> {
 }
 
 /// A context of at least the job's, and the smallest budget for it, which leave about so many bytes for weights.
-fn tight(outline: &Outline, job: &Job, bytes: u64) -> (usize, u64) {
-    let context = outline.plan().gpu.as_ref().expect("a GPU computes").context;
+fn tight(outline: &Outline, job: &Job, bytes: usize) -> layerstream::Result<(usize, u64)> {
     // Two layers' keys and values are on the GPU at any time; those of one more shall take a page.
     let layer = |shape: &layerstream::program::KvShape| job.sequences * shape.token_bytes() / 2;
     let layer = outline.program().kv.iter().map(layer).max().unwrap();
     let least = if job.stream_kv { (3 << 20) / layer } else { job.context };
-    let mut best: Option<(u64, usize, u64)> = None;
-    for tokens in least..least + 80_000 {
-        let request = |vram| Request {
-            ram: PLENTY,
-            context: tokens,
-            sequences: job.sequences,
-            all_logits: job.new_tokens == 0,
-            align: 4096,
-            scratch: 0,
-            gpu: Some(GpuRequest { vram, context }),
-        };
-        let roomy = Plan::new(outline.program(), &request(PLENTY)).unwrap();
-        let floor = roomy.gpu.unwrap().floor;
-        let plan = Plan::new(outline.program(), &request(floor)).unwrap();
-        let gpu = plan.gpu.unwrap();
-        let left = (gpu.allocation() - gpu.layout.len()) as u64;
-        if left >= bytes && job.stream_kv != gpu.layout.kv_resident && best.is_none_or(|(least, ..)| left < least) {
-            best = Some((left, tokens, floor));
-            if left < bytes + 16_000 {
-                break;
-            }
-        }
-    }
-    let (left, tokens, floor) = best.expect("a context that leaves something");
-    assert!(left < bytes + 100_000, "no context leaves {bytes} bytes; the nearest is {left}");
-    (tokens, floor)
+    gpu::tight(outline, job.new_tokens == 0, least, bytes, !job.stream_kv)
 }
 
 /// Sets the stop flag once a pass has used so many bytes of weights, or gives up.

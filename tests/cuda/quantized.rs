@@ -10,8 +10,8 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
 use crate::child::{Job, Outcome};
+use crate::expected::nmse;
 use crate::forms::{Form, forms};
-use crate::golden::nmse;
 use crate::model::{VOCAB, make, write};
 use crate::parent::run;
 

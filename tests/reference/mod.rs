@@ -1,11 +1,15 @@
 //! Golden cases, for the tests that run them: the checkpoint, what the reference gave for each prompt, and the measure of
 //! how far two results are apart.
 
+mod expected;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use layerstream::Model;
-use safetensors::{Dtype, SafeTensors};
+
+#[allow(unused_imports, reason = "each test uses some of it")]
+pub use expected::{Prompt, nmse};
 
 /// The largest error, as normalised mean squared error over a prompt's logits, that two float32 implementations may have.
 pub const GATE: f64 = 1e-6;
@@ -27,43 +31,9 @@ pub fn case(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models").join(name)
 }
 
-/// What the reference gave for one prompt.
-pub struct Prompt {
-    pub ids: Vec<u32>,
-    pub logits: Vec<f32>,
-    pub greedy: Vec<u32>,
-}
-
-/// All of them.
+/// What the reference gave for a case's prompts.
 pub fn prompts(case: &Path) -> Vec<Prompt> {
-    let bytes = fs::read(case.join("expected.safetensors")).unwrap();
-    let tensors = SafeTensors::deserialize(&bytes).unwrap();
-    let ids = |name: String| {
-        let view = tensors.tensor(&name).unwrap();
-        assert_eq!(view.dtype(), Dtype::I64);
-        view.data().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as u32).collect::<Vec<_>>()
-    };
-    let floats = |name: String| {
-        let view = tensors.tensor(&name).unwrap();
-        assert_eq!(view.dtype(), Dtype::F32);
-        view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect::<Vec<_>>()
-    };
-    (0..3)
-        .map(|i| Prompt {
-            ids: ids(format!("ids.{i}")),
-            logits: floats(format!("logits.{i}")),
-            greedy: ids(format!("greedy.{i}")),
-        })
-        .collect()
-}
-
-/// Σ(a − b)² / Σ(b − mean b)²
-pub fn nmse(a: &[f32], b: &[f32]) -> f64 {
-    assert_eq!(a.len(), b.len());
-    let mean = b.iter().map(|b| *b as f64).sum::<f64>() / b.len() as f64;
-    let error: f64 = a.iter().zip(b).map(|(a, b)| (*a as f64 - *b as f64).powi(2)).sum();
-    let spread: f64 = b.iter().map(|b| (*b as f64 - mean).powi(2)).sum();
-    error / spread
+    expected::prompts(case).unwrap()
 }
 
 /// Logits at every position.

@@ -1,7 +1,11 @@
 //! All programs of the GPU bundle in one file, so that what they share, the kernels and the library, is there once. It is
 //! started by the name of one of them: the bundle has a link for each.
 
+#[path = "../../../tests/reference/expected.rs"]
+mod expected;
 mod golden;
+#[path = "../../../tests/reference/gpu.rs"]
+mod gpu;
 
 use std::ffi::OsStr;
 use std::path::Path;

@@ -63,7 +63,7 @@ fn part<'a>(report: &'a Value, name: &str) -> &'a Value {
 
 const SYSTEM: &str = "/usr/bin:/bin";
 
-const PARTS: [&str; 11] = [
+const PARTS: [&str; 13] = [
     "kernels-check",
     "golden",
     "disk2gpu",
@@ -72,13 +72,15 @@ const PARTS: [&str; 11] = [
     "stream-from-disk",
     "plan-memory",
     "stream-from-memory",
+    "synth-experts",
+    "stream-experts",
     "kernels-sweep",
     "memcheck",
     "racecheck",
 ];
 
 /// Those that run in the short form, on a machine without compute-sanitizer.
-const RUN: &[&str] = PARTS.split_at(8).0;
+const RUN: &[&str] = PARTS.split_at(10).0;
 
 #[test]
 fn on_the_simulated_driver_every_part_passes() {
@@ -100,6 +102,7 @@ fn on_the_simulated_driver_every_part_passes() {
     let figures = |name: &str| &part(&report, name)["figures"];
     assert_eq!(figures("golden")["right"], 1);
     assert!(figures("disk2gpu").is_object());
+    assert!(figures("stream-experts")["experts"].is_object(), "{:#}", figures("stream-experts"));
     for name in ["disk", "memory"] {
         assert!(figures(&format!("plan-{name}"))["seconds_per_token"].is_number());
         assert_eq!(figures(&format!("stream-from-{name}"))["device"], "cuda:0");
@@ -127,8 +130,9 @@ fn a_part_that_fails_does_not_keep_others_from_running() {
     let (status, report) = run(&bundle, &dir.path().join("out"), Some(&driver), SYSTEM);
     assert_eq!(status, Some(1));
     for name in RUN {
-        // Without golden cases there is no configuration to make a model of.
-        let expected = if *name == "kernels-check" { "passed" } else { "failed" };
+        // Without golden cases there is no configuration to make the first model of.
+        let expected =
+            if ["kernels-check", "synth-experts", "stream-experts"].contains(name) { "passed" } else { "failed" };
         assert_eq!(part(&report, name)["verdict"], expected, "{name}");
     }
 }
@@ -145,13 +149,14 @@ fn without_a_driver_every_part_that_needs_one_says_so() {
     let (status, report) = run(&bundle(dir.path()), &dir.path().join("out"), None, SYSTEM);
     assert_eq!(status, Some(1));
     assert_eq!(report["machine"]["gpu"], "unknown");
-    for name in RUN.iter().filter(|name| **name != "synth") {
+    for name in RUN.iter().filter(|name| !name.starts_with("synth")) {
         let part = part(&report, name);
         assert_eq!(part["verdict"], "failed", "{part:#}");
         let said = format!("{}{}", part["output_tail"], part["figures"]);
         assert!(said.contains("there is no NVIDIA driver"), "{part:#}");
     }
     assert_eq!(part(&report, "synth")["verdict"], "passed");
+    assert_eq!(part(&report, "synth-experts")["verdict"], "passed");
 }
 
 #[test]
