@@ -185,6 +185,8 @@ fn pattern(encoding: Encoding) -> Vec<u8> {
         Encoding::Fp8 => {
             numbers.map(|v| (v * 126.0) as i8 as u8).map(|q| if q & 0x7f == 0x7f { 0 } else { q }).collect()
         }
+        // Below 0x40, so that four bytes that are a float32 are below 2, and its square is finite.
+        Encoding::Nf4d => numbers.map(|v| ((v + 1.0) * 31.5) as u8).collect(),
         // Below 0x70, so that no bytes are a float16, or a float32, that is not finite.
         _ => numbers.map(|v| ((v + 1.0) * 55.0) as u8).collect(),
     }

@@ -173,7 +173,7 @@ pub fn prepare_lengths(device: &mut dyn Device, shape: &Shape) -> Result<Case, S
     Ok(Case {
         name: format!("lengths {:?} n {} k {}", shape.encoding, shape.n, shape.k).to_lowercase(),
         steps: vec![(lengths::row_lengths(shape.encoding, &params), bytes_of(&params))],
-        bytes: (bytes + scales * 4 + shape.n * 4) as u64,
+        bytes: (bytes + scales + shape.n * 4) as u64,
         flops: 2 * (shape.n * shape.k) as u64,
         out: Output { address: out, len: shape.n, dtype: Dtype::DTYPE_F32 },
         goal: None,
