@@ -306,7 +306,8 @@ struct Nf4d : Scaled<Nibbles<Nf4Numbers>> {
     template <class Table> static __device__ float scale(const LoadedScale& loaded, const Table& table) {
         return fmaf(table.scales.map[loaded.code], loaded.factor, loaded.offset);
     }
-    static __device__ float at(const Weights& w, int k, int row, int i) {
+    // A call: where many are inlined beside each other, registers do not suffice (sm_100 and sm_120).
+    static __device__ NOINLINE float at(const Weights& w, int k, int row, int i) {
         LoadedScale loaded = load_scale(w, k, row, i);
         return Nibbles<Nf4Numbers>::number(w, row, i) * fmaf(scale_number(loaded.code), loaded.factor, loaded.offset);
     }

@@ -16,6 +16,8 @@
     type* name = reinterpret_cast<type*>(dynamic_shared_memory)
 // Static shared memory: SHARED(float, partial, [8][16]);
 #define SHARED(type, name, extent) __shared__ __align__(16) type name extent
+// A function that is called, never copied into its caller.
+#define NOINLINE __noinline__
 #endif
 
 #include "params.h"

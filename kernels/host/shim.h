@@ -22,6 +22,7 @@
 #define __constant__ static const
 #define __forceinline__ inline __attribute__((always_inline))
 #define __align__(n) alignas(n)
+#define NOINLINE __attribute__((noinline))
 
 struct dim3 {
     unsigned x, y, z;
