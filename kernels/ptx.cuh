@@ -1,5 +1,5 @@
-// Every line of inline PTX, each in a function that has a plain C++ twin for the host build; and the three macros
-// (KERNEL, DYN_SMEM, SHARED) that let one source serve nvcc and g++. Nothing outside of this file says asm.
+// Every line of inline PTX, each in a function that has a plain C++ twin for the host build; and the four macros
+// (KERNEL, DYN_SMEM, SHARED, NOINLINE) that let one source serve nvcc and g++. Nothing outside of this file says asm.
 #pragma once
 #ifndef KERNELS_HOST
 #include <cstdint>
