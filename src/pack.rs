@@ -1,7 +1,7 @@
 //! Packing: a checkpoint written again in fewer bytes, shard by shard, in a fixed amount of memory (docs/packing.md). The
-//! matrices that stream become int8, nf4, or bf16 with coded exponents; all else is copied as it is. A shard of the result is written under another
-//! name, synced, read back and renamed; only then may the one it came from be deleted. What was done is in the manifest, so
-//! an interrupted run goes on where it stopped.
+//! matrices that stream become int8, nf4, or bf16 with coded exponents; all else is copied as it is. A shard of the result
+//! is written under another name, synced, read back and renamed; only then may the one it came from be deleted. What was
+//! done is in the manifest, so an interrupted run goes on where it stopped.
 
 mod choose;
 mod encode;

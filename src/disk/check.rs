@@ -22,10 +22,13 @@ pub struct Checksums {
 /// A run of bytes of one tensor.
 #[derive(Clone, Debug)]
 pub struct CheckedRun {
+    /// From the start of the file, in bytes.
     pub offset: u64,
+    /// In bytes.
     pub len: u64,
     /// XXH3 of 128 bits.
     pub sum: u128,
+    /// The name that an error tells.
     pub tensor: Arc<str>,
 }
 

@@ -137,7 +137,7 @@ pub struct Source {
     pub files: Vec<PathBuf>,
     /// Each the same files, in the same order, on another drive; read in parallel with the first.
     pub replicas: Vec<Vec<PathBuf>>,
-    /// What their bytes must be; tiles are compared with it before they are given out.
+    /// What their bytes must be; tiles are compared with it when they are given out.
     pub checksums: Option<Arc<Checksums>>,
 }
 
