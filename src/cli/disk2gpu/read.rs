@@ -47,8 +47,8 @@ pub fn raw(work: &Work, how: &How, stop: &StopFlag) -> Result<Sample> {
     let mapping = Arc::clone(memory.mapping());
     let shared = Shared { pieces: &pieces, next: AtomicUsize::new(0), failed: AtomicBool::new(false), stop, how };
     let log = Log::default();
-    let ready = Barrier::new(threads + 1);
-    let (watch, done) = std::thread::scope(|scope| {
+    let ready = Barrier::new(threads);
+    let done: Vec<Result<Done>> = std::thread::scope(|scope| {
         let (shared, ready) = (&shared, &ready);
         let mut running = Vec::new();
         for (drive, threads, depth) in queues {
@@ -65,17 +65,15 @@ pub fn raw(work: &Work, how: &How, stop: &StopFlag) -> Result<Sample> {
                 }));
             }
         }
-        ready.wait();
-        let watch = Watch::start();
         let join = |thread: std::thread::ScopedJoinHandle<Result<Done>>| thread.join().expect("reading does not panic");
         // All are waited for, whichever fails.
-        let done: Vec<Result<Done>> = running.into_iter().map(join).collect();
-        (watch, done)
+        running.into_iter().map(join).collect()
     });
-    let cpu_seconds = watch.cpu_seconds();
     let done = done.into_iter().collect::<Result<Vec<Done>>>()?;
-    let end = done.iter().map(|done| done.end).max().unwrap_or(start);
-    let seconds = watch.until(end);
+    // By the threads' own watches: a few small reads are over before this thread is woken.
+    let first = done.iter().map(|done| &done.watch).min_by_key(|watch| watch.start).expect("there is a thread");
+    let end = done.iter().map(|done| done.end).max().expect("there is a thread");
+    let (seconds, cpu_seconds) = (first.until(end), first.cpu_seconds());
     let registered = done.iter().all(|done| done.registered);
     let mut sums = vec![0; pieces.len()];
     done.iter().flat_map(|done| &done.sums).for_each(|&(piece, sum)| sums[piece] = sum);
@@ -113,6 +111,8 @@ struct Shared<'a> {
 
 /// What a thread has done.
 struct Done {
+    /// Since it began to read.
+    watch: Watch,
     end: Instant,
     registered: bool,
     /// By index of the piece.
@@ -122,6 +122,7 @@ struct Done {
 impl Shared<'_> {
     /// Keeps as many reads in flight as there are regions in `idle`, each a chunk long, until all pieces have landed.
     fn read(&self, drive: &Drive, mut reader: Timed, mut idle: Vec<Region>) -> Result<Done> {
+        let watch = Watch::start();
         let registered = reader.registered();
         let (mut landed, mut sums) = (Vec::new(), Vec::new());
         // The rear ends of regions whose pieces are shorter than a chunk, by piece.
@@ -141,7 +142,7 @@ impl Shared<'_> {
             }
             if in_flight == 0 {
                 super::check(self.stop)?;
-                return Ok(Done { end: Instant::now(), registered, sums });
+                return Ok(Done { watch, end: Instant::now(), registered, sums });
             }
             reader.wait(&mut landed).map_err(Error::io(drive.files.path(0), "wait for reads"))?;
             for read in landed.drain(..) {

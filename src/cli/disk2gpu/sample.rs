@@ -80,7 +80,7 @@ impl Facts {
 
 /// Real time and processor time since a moment.
 pub struct Watch {
-    start: Instant,
+    pub start: Instant,
     processor: Duration,
 }
 
