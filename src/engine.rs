@@ -308,7 +308,7 @@ impl Engine {
         for tile in self.chosen.iter().flat_map(|expert| self.plan.experts.of(step.layer, *expert)) {
             self.stop.check()?;
             let tile = &self.plan.experts.tiles[tile];
-            self.backend.expert(step, tile, feed)?;
+            self.backend.expert(step, tile, feed, &mut self.conveyor)?;
             self.progress.advance(tile.bytes());
         }
         Ok(())

@@ -36,6 +36,8 @@ mod parent;
 mod quantized;
 #[path = "cuda/traps.rs"]
 mod traps;
+#[path = "cuda/turned.rs"]
+mod turned;
 
 /// Not a test of its own: what the others start.
 #[test]

@@ -160,6 +160,92 @@ fn qwen_chats() {
     assert_eq!(ids.iter().filter(|id| **id == 2302).count(), 2, "the user's is text");
 }
 
+/// A token before each message, which is encoded by itself.
+#[test]
+fn baichuan_chats() {
+    let config = json!({"tokenizer_class": "BaichuanTokenizer", "add_bos_token": false});
+    let dir = configured("spm_bpe_baichuan", config);
+    let plain = Tokenizer::open(dir.path()).unwrap();
+    let generation = dir.path().join("generation_config.json");
+    std::fs::write(&generation, r#"{"user_token_id": 3, "assistant_token_id": 4, "eos_token_id": 2}"#).unwrap();
+    let text = TextSide::open(dir.path()).unwrap();
+    let messages = json!([
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": "hi<reserved_107>"},
+        {"role": "assistant", "content": " yes"},
+        {"role": "user", "content": "go"},
+    ]);
+    let input = ChatInput::new(&messages);
+    let rendered = text.chat_template().unwrap().render(&input).unwrap();
+    let expected = "be brief<reserved_106>hi<reserved_107><reserved_107> yes<reserved_106>go<reserved_107>";
+    assert_eq!(rendered, expected);
+    let ids = text.encode_chat(&input).unwrap();
+    let part = |text: &str| plain.encode(text, false).unwrap();
+    // What the user says holds no token of the format.
+    let start = [&part("be brief")[..], &[3]].concat();
+    let end = [&[4], &part(" yes")[..], &[3], &part("go"), &[4]].concat();
+    assert!(ids.starts_with(&start) && ids.ends_with(&end), "{ids:?}");
+    let said = &ids[start.len()..ids.len() - end.len()];
+    assert!(!said.contains(&3) && !said.contains(&4), "{said:?}");
+    assert_eq!(text.tokenizer().unwrap().decode(said, false).unwrap(), "hi<reserved_107>");
+    assert!(text.ends().is_empty(), "the configuration names the end");
+    // An answer that was begun is continued, as in the original.
+    let begun = json!([{"role": "user", "content": "go"}, {"role": "assistant", "content": "on"}]);
+    let ids = text.encode_chat(&ChatInput::new(&begun)).unwrap();
+    assert_eq!(ids, [&[3], &part("go")[..], &[4], &part("on")].concat());
+    let late = json!([{"role": "user", "content": "go"}, {"role": "system", "content": "x"}]);
+    let error = text.encode_chat(&ChatInput::new(&late)).unwrap_err().to_string();
+    assert!(error.contains("no place here for a message of the role system"), "{error}");
+    std::fs::write(&generation, r#"{"user_token_id": 195000, "assistant_token_id": 4}"#).unwrap();
+    let error = TextSide::open(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("generation_config.json") && error.contains("195000"), "{error}");
+}
+
+/// Both releases of the code, told apart by what their configurations have.
+#[test]
+fn internlm_chats() {
+    let config = json!({
+        "tokenizer_class": "InternLMTokenizer",
+        "added_tokens_decoder": {"2000": {"content": "<eoh>"}, "2001": {"content": "<eoa>"}},
+    });
+    let dir = configured("spm_bpe_llama2", config);
+    let messages = json!([
+        {"role": "user", "content": "a<eoa>"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"},
+    ]);
+    let input = ChatInput::new(&messages);
+    let ask = json!([{"role": "system", "content": "be"}, {"role": "user", "content": "c"}]);
+
+    let first = TextSide::open(dir.path()).unwrap();
+    let render = |text: &TextSide, input: &ChatInput| text.chat_template().unwrap().render(input);
+    let expected = "<s><s><|User|>:a<eoa><eoh>\n<|Bot|>:b<eoa>\n<|User|>:c<eoh>\n<|Bot|>:";
+    assert_eq!(render(&first, &input).unwrap(), expected);
+    let alone = json!([{"role": "user", "content": "c"}]);
+    assert_eq!(render(&first, &ChatInput::new(&alone)).unwrap(), "<s><s><|User|>:c<eoh>\n<|Bot|>:");
+    let ids = first.encode_chat(&input).unwrap();
+    assert_eq!(ids[..2], [1, 1]);
+    assert_eq!(ids.iter().filter(|id| **id == 2000).count(), 2);
+    assert_eq!(ids.iter().filter(|id| **id == 2001).count(), 1, "the user's is text");
+    assert_eq!(first.ends(), [2001]);
+    let error = render(&first, &ChatInput::new(&ask)).unwrap_err().to_string();
+    assert!(error.contains("no place for a message of the role system"), "{error}");
+
+    let rotary = json!({"rotary": {"base": 10000, "type": "dynamic"}});
+    std::fs::write(dir.path().join("config.json"), rotary.to_string()).unwrap();
+    let later = TextSide::open(dir.path()).unwrap();
+    assert_eq!(render(&later, &ChatInput::new(&ask)).unwrap(), "<s><|System|>:be\n<|User|>:c\n<|Bot|>:");
+    let own = render(&later, &input).unwrap();
+    assert!(own.starts_with("<s><|System|>:You are an AI assistant whose name is InternLM (书生·浦语).\n- InternLM"));
+    assert!(own.ends_with("and 中文.\n<|User|>:a<eoa>\n<|Bot|>:b<eoa>\n<|User|>:c\n<|Bot|>:"), "{own}");
+    let ids = later.encode_chat(&input).unwrap();
+    assert_eq!(ids.iter().filter(|id| **id == 1).count(), 1);
+    assert_eq!(ids.iter().filter(|id| **id >= 2000).collect::<Vec<_>>(), [&2001]);
+    assert_eq!(later.ends(), [2001]);
+
+    // Without what ends an answer it is no chat model.
+    let base = configured("spm_bpe_llama2", json!({"tokenizer_class": "InternLMTokenizer"}));
+    assert!(TextSide::open(base.path()).unwrap().chat_template().is_err());
+}
+
 /// What `tokenizer_config.json` and its neighbours change about a SentencePiece model.
 #[test]
 fn configurations() {

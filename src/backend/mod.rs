@@ -43,7 +43,14 @@ pub trait Backend: Send {
 
     /// Takes the next tile of an expert, which is this one, from `feed`, and multiplies with it. They come in the order of
     /// the plan; with the last tile of an expert, its result is added to the step's output.
-    fn expert(&mut self, step: &Experts, tile: &ExpertTile, feed: &mut stream::Experts) -> Result<()>;
+    /// Tiles of `conveyor` may be brought nearer while it has to be waited for.
+    fn expert(
+        &mut self,
+        step: &Experts,
+        tile: &ExpertTile,
+        feed: &mut stream::Experts,
+        conveyor: &mut Conveyor,
+    ) -> Result<()>;
 
     /// Ends a pass: its logits are there.
     fn finish(&mut self, feed: &mut Conveyor) -> Result<()>;

@@ -31,8 +31,6 @@ pub const V3: Family = Family {
 
 fn build_v2(config: &Config, builder: Builder) -> Result<Program> {
     let config = config.or(json!({"topk_method": "greedy", "routed_scaling_factor": 1.0}));
-    // Where scores would be normalised, implementations do not agree on whether they are scaled as well.
-    config.require("norm_topk_prob", false)?;
     config.require("scoring_func", "softmax")?;
     let (groups, top_groups) = match config.text_of("topk_method") {
         Some("greedy") => (1, 1),
@@ -42,7 +40,12 @@ fn build_v2(config: &Config, builder: Builder) -> Result<Program> {
             return Err(config.unsupported(format!("`topk_method`: {other} (greedy, group_limited_greedy are)")));
         }
     };
-    let routing = Routing { groups, top_groups, ..Routing::softmax(1) };
+    // The code that comes with these checkpoints divides by the sum of what was chosen or multiplies by the factor, never both.
+    // No published configuration asks for the former; transformers' port of the code knows the latter alone.
+    let several = config.optional_count("num_experts_per_tok")?.is_some_and(|count| count > 1);
+    let renormalise = config.flag("norm_topk_prob", false)? && several;
+    let config = if renormalise { config.with("routed_scaling_factor", 1.0) } else { config };
+    let routing = Routing { groups, top_groups, renormalise, ..Routing::softmax(1) };
     build(&config, builder, routing, None, RopeStyle::Interleaved)
 }
 

@@ -6,7 +6,7 @@
 
 use crate::checkpoint::Dtype;
 use crate::encoding::Encoding;
-use crate::program::{Attention, Buffer, Experts, FactorRoom, KvShape, Matrix, Program, Step, Weigh};
+use crate::program::{Attention, Buffer, Experts, FactorRoom, KvShape, Matrix, Program, RopeId, Step, Weigh};
 
 /// What everything starts at a multiple of, in bytes.
 pub const ALIGN: usize = 256;
@@ -102,6 +102,23 @@ pub struct Factors {
     pub block_scales: usize,
 }
 
+/// Where keys that the cache holds unrotated are turned, as offsets; for programs that have none, of nothing.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Turned {
+    /// Keys of one sequence and layer as float32, `[heads, positions, key_dim]`.
+    pub wide: usize,
+    /// Keys of a layer when they have turned, laid out as in the cache.
+    pub keys: usize,
+    /// One piece that has all positions; and for each position the number of this piece.
+    pub piece: usize,
+    pub owners: usize,
+    /// The rotations, and the places of their angles from `angles` on: for each sequence the cosines of all positions, then the
+    /// sines, `[sequences, 2, context, pairs]`.
+    pub ropes: Vec<(RopeId, usize)>,
+    pub angles: usize,
+    pub angles_len: usize,
+}
+
 /// Offsets in the memory of a GPU.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Layout {
@@ -109,6 +126,7 @@ pub struct Layout {
     pub vectors: Vec<usize>,
     /// By attention layer.
     pub slopes: Vec<Option<usize>>,
+    pub turned: Turned,
     /// In the order of [`Program::buffers`].
     pub buffers: Vec<Room>,
     pub notes_at: usize,
@@ -128,7 +146,7 @@ pub struct Layout {
     pub kv_resident: bool,
     /// States of layers that keep one: `[sequences, 2]` of each.
     pub states: Vec<usize>,
-    /// Bytes up to what is remembered of sequences (states, keys and values), and of that.
+    /// Bytes up to what is remembered of sequences (states, keys and values, and where keys turn), and of that.
     pub fixed: usize,
     pub kv_len: usize,
 }
@@ -176,10 +194,12 @@ impl Layout {
         });
         let states = states.collect();
         let kv = kv(program, size, kv_resident, &mut end);
+        let turned = Turned::new(program, size, &mut end);
         let kv_len = end - fixed;
         Layout {
             vectors,
             slopes,
+            turned,
             buffers,
             notes_at,
             notes,
@@ -204,6 +224,35 @@ impl Layout {
     /// Always false: there are activations.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+}
+
+impl Turned {
+    fn new(program: &Program, size: Size, end: &mut usize) -> Turned {
+        let Size { context, sequences, .. } = size;
+        let mut take = |bytes: usize| {
+            let at = *end;
+            *end += bytes.next_multiple_of(ALIGN);
+            at
+        };
+        let mut turned = Turned::default();
+        let mut keys = 0;
+        for (layer, attention) in attentions(program) {
+            let Some(rope) = attention.turn_keys else { continue };
+            keys = keys.max(program.kv[layer].heads * program.kv[layer].key_dim * context);
+            if turned.ropes.iter().all(|(other, _)| *other != rope) {
+                turned.ropes.push((rope, turned.angles_len));
+                turned.angles_len += sequences * context * program.ropes[rope.0].rotary_dim() * size_of::<f32>();
+            }
+        }
+        if keys > 0 {
+            turned.wide = take(keys * size_of::<f32>());
+            turned.keys = take(sequences * keys * kv_dtype(program).size());
+            turned.piece = take(SEQUENCE_BYTES);
+            turned.owners = take(context * size_of::<i32>());
+            turned.angles = take(turned.angles_len);
+        }
+        turned
     }
 }
 

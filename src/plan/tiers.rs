@@ -106,7 +106,7 @@ impl Split {
             + rows * program.embedding.row_bytes()
             + logit_rows * program.buffers[program.logits.0] * size_of::<f32>();
         let memory = Memory {
-            kv: kv.next_multiple_of(PAGE),
+            kv: kv.next_multiple_of(PAGE) + layout.turned.angles_len.next_multiple_of(PAGE),
             activations: staging.next_multiple_of(PAGE),
             scratch: request.scratch,
             ..Memory::default()

@@ -96,6 +96,7 @@ impl Experts {
             bytes_used: 0,
             bytes_hit: 0,
             consumer_wait: Duration::ZERO,
+            meanwhile: 0,
             memory_bytes: memory.len(),
             blocks: memory.len() / block,
             drives: drives.iter().map(|drive| drive_stats(drive, depth)).collect(),
@@ -129,16 +130,10 @@ impl Experts {
     /// [`Error::Read`] with file, offset and length of a read that failed, now or earlier. Nothing more can be had then.
     #[expect(clippy::should_implement_trait, reason = "a request has no end that `next` could tell")]
     pub fn next(&mut self) -> Result<ExpertTile> {
-        let mut state = self.shared.lock();
-        let mut waiting = None;
         loop {
-            if let Some(lent) = lend(&mut state)? {
-                state.stats.consumer_wait += waiting.map_or(Duration::ZERO, |since: Instant| since.elapsed());
-                drop(state);
-                return self.checked(lent);
+            if let Some(tile) = self.next_within(Duration::MAX)? {
+                return Ok(tile);
             }
-            waiting.get_or_insert_with(Instant::now);
-            state = wait(&self.shared.ready, state);
         }
     }
 
@@ -148,8 +143,34 @@ impl Experts {
     /// As [`Experts::next`].
     #[cfg(feature = "cuda")]
     pub(crate) fn try_next(&mut self) -> Result<Option<ExpertTile>> {
-        let lent = lend(&mut self.shared.lock())?;
-        lent.map(|lent| self.checked(lent)).transpose()
+        self.next_within(Duration::ZERO)
+    }
+
+    /// The next tile of the request if it is there in time.
+    ///
+    /// # Errors
+    /// As [`Experts::next`].
+    pub fn next_within(&mut self, patience: Duration) -> Result<Option<ExpertTile>> {
+        let mut state = self.shared.lock();
+        let since = Instant::now();
+        let mut waited = false;
+        loop {
+            if let Some(failure) = &state.failure {
+                return Err(repeat(failure));
+            }
+            let lent = state.cache.take();
+            let left = patience.saturating_sub(since.elapsed());
+            if lent.is_some() || left.is_zero() {
+                if waited {
+                    state.stats.consumer_wait += since.elapsed();
+                }
+                drop(state);
+                return lent.map(|lent| self.checked(lent)).transpose();
+            }
+            waited = true;
+            let wake = self.shared.ready.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
+            state = wake.0;
+        }
     }
 
     /// Compares a tile with its checksums, if that is wanted.
@@ -168,6 +189,12 @@ impl Experts {
     #[cfg(feature = "cuda")]
     pub(crate) fn had(&mut self, bytes: u64) {
         self.shared.lock().cache.had(bytes);
+    }
+
+    /// Notes that so many tiles of other weights were brought nearer while the consumer waited for one of these.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn meanwhile(&mut self, tiles: u64) {
+        self.shared.lock().stats.meanwhile += tiles;
     }
 
     /// The memory that tiles are read into.
@@ -192,14 +219,6 @@ impl Experts {
         let uses = state.cache.uses();
         let bytes_checked = self.check.as_ref().map_or(0, |(_, checker)| checker.bytes());
         DemandStats { bytes_checked, bytes_used: uses.taken, bytes_hit: uses.hits, ..state.stats.clone() }
-    }
-}
-
-/// The next tile of the request if it is there already.
-fn lend(state: &mut State) -> Result<Option<Lent>> {
-    match &state.failure {
-        Some(failure) => Err(repeat(failure)),
-        None => Ok(state.cache.take()),
     }
 }
 

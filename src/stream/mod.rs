@@ -113,6 +113,8 @@ pub struct DemandStats {
     pub bytes_hit: u64,
     /// How long the consumer has waited for bytes.
     pub consumer_wait: Duration,
+    /// Tiles of other weights that were queued to be copied to a GPU in these times.
+    pub meanwhile: u64,
     /// Bytes of memory, which are the cache.
     pub memory_bytes: usize,
     /// Tiles that it holds.

@@ -13,6 +13,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{Error, Result};
 
+use super::builtin::Format;
 use super::config::{TokenizerConfig, read_object, read_text};
 use super::python;
 
@@ -63,8 +64,9 @@ impl ChatTemplate {
     }
 
     /// A template that no file has; `path` is the file that asks for it.
-    pub(super) fn built_in(path: &Path, source: &str) -> Result<ChatTemplate> {
-        ChatTemplate::embedded(path, source, BTreeMap::new())
+    pub(super) fn built_in(path: &Path, format: &Format) -> Result<ChatTemplate> {
+        let tokens = format.tokens.iter().map(|(name, token)| ((*name).to_owned(), token.clone()));
+        ChatTemplate::embedded(path, format.template, tokens.collect())
     }
 
     /// A template that is part of a larger file, with the special tokens that it may name.

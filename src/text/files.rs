@@ -10,7 +10,7 @@ use tokenizers::{AddedToken, AddedVocabulary, NormalizerWrapper};
 
 use crate::{Error, Result};
 
-use super::builtin;
+use super::builtin::{self, Format};
 use super::config::{TokenizerConfig, read_bytes, read_object};
 use super::sentencepiece::{self, Kind, SentencePiece};
 use super::tiktoken::{self, Tiktoken};
@@ -37,7 +37,7 @@ pub(super) fn open(dir: &Path) -> Result<Option<Inner>> {
                 what: format!("a tiktoken vocabulary of the tokenizer class {class:?} (ChatGLM4Tokenizer is known)"),
             }),
             "ChatGLM" => glm(path, &file, dir, &config).map(Some),
-            _ => plain(path, &file, &old_added(dir)?, &class, &config).map(Some),
+            _ => plain(path, &file, Some(dir), &class, &config).map(Some),
         };
     }
     let path = dir.join("qwen.tiktoken");
@@ -47,7 +47,7 @@ pub(super) fn open(dir: &Path) -> Result<Option<Inner>> {
 
 /// A SentencePiece model alone, with the special tokens that Llama's code gives it.
 pub(super) fn sentencepiece(path: &Path, file: &[u8]) -> Result<Inner> {
-    plain(path.to_path_buf(), file, &BTreeMap::new(), "", &TokenizerConfig::default())
+    plain(path.to_path_buf(), file, None, "", &TokenizerConfig::default())
 }
 
 /// A `qwen.tiktoken` alone.
@@ -75,14 +75,45 @@ fn class(config: &TokenizerConfig) -> String {
     class.trim_end_matches("Fast").trim_end_matches("Tokenizer").to_owned()
 }
 
-/// SentencePiece by itself, or as Llama and others use it.
-fn plain(
-    path: PathBuf,
-    file: &[u8],
-    old_added: &BTreeMap<u32, AddedToken>,
-    class: &str,
-    config: &TokenizerConfig,
-) -> Result<Inner> {
+/// Baichuan's chat format, where the generation configuration says which tokens begin messages.
+fn baichuan_chat(dir: &Path, model: &SentencePiece) -> Result<Option<Format>> {
+    let path = dir.join("generation_config.json");
+    let config = read_object(&path)?.unwrap_or_default();
+    let (Some(user), Some(assistant)) = (config.get("user_token_id"), config.get("assistant_token_id")) else {
+        return Ok(None);
+    };
+    let piece = |id: &Value| {
+        let piece = id.as_u64().and_then(|id| model.pieces().get(usize::try_from(id).ok()?));
+        piece.map(|piece| piece.text.clone()).ok_or_else(|| Error::Text {
+            path: path.clone(),
+            problem: format!(
+                "messages begin with token {id}, but the tokenizer has {} pieces; download both files again",
+                model.pieces().len()
+            ),
+        })
+    };
+    Ok(Some(builtin::baichuan(piece(user)?, piece(assistant)?)))
+}
+
+/// InternLM 1's, if there is what ends an answer. The code of its first release knew no `rotary` in a configuration.
+fn internlm_chat(
+    dir: &Path,
+    model: &SentencePiece,
+    added: &BTreeMap<u32, AddedToken>,
+    bos: &str,
+    framed: bool,
+) -> Result<Option<Format>> {
+    let end = builtin::INTERNLM_EOA;
+    if model.id(end).is_none() && added.values().all(|token| token.content != end) {
+        return Ok(None);
+    }
+    let config = read_object(&dir.join("config.json"))?.unwrap_or_default();
+    let first = config.get("rotary").is_none_or(Value::is_null);
+    Ok(Some(builtin::internlm(first, bos, framed)))
+}
+
+/// SentencePiece by itself, or as Llama and others use it; `dir` is where its neighbours are, if it has any.
+fn plain(path: PathBuf, file: &[u8], dir: Option<&Path>, class: &str, config: &TokenizerConfig) -> Result<Inner> {
     let model = model(&path, file)?;
     let mut special = config.special.clone();
     let llama = LLAMA.contains(&class) || class.is_empty();
@@ -102,9 +133,20 @@ fn plain(
         ("Llama", _, _) => Prefix::Legacy,
         _ => Prefix::Each,
     };
-    let mut added = old_added.clone();
+    let add_bos = config.flag("add_bos_token").unwrap_or(llama);
+    let bos = special.get("bos_token").map_or("", String::as_str);
+    let mut added = dir.map_or_else(|| Ok(BTreeMap::new()), old_added)?;
     added.extend(config.added_tokens()?);
+    let chat = match dir {
+        None => None,
+        Some(dir) => match baichuan_chat(dir, &model)? {
+            Some(chat) => Some(chat),
+            None if class == "InternLM" => internlm_chat(dir, &model, &added, bos, add_bos)?,
+            None => None,
+        },
+    };
     let contents = special.values().map(String::as_str).chain(config.special_contents());
+    let contents = contents.chain(chat.iter().flat_map(|chat| &chat.tokens).map(|(_, token)| token.as_str()));
     for content in contents.collect::<Vec<_>>() {
         let listed = added.iter().find(|(_, token)| token.content == content).map(|(id, _)| *id);
         if let Some(id) = listed.or_else(|| model.id(content)) {
@@ -119,10 +161,10 @@ fn plain(
         after: Vec::new(),
         bos: special.get("bos_token").cloned(),
         eos: special.get("eos_token").cloned(),
-        chat: None,
+        chat,
         path,
     };
-    Ok(framed(inner, config.flag("add_bos_token").unwrap_or(llama), config.flag("add_eos_token").unwrap_or(false)))
+    Ok(framed(inner, add_bos, config.flag("add_eos_token").unwrap_or(false)))
 }
 
 /// ChatGLM 2 and 3: special tokens after the pieces, which plain text cannot write, and two of them before every text.

@@ -51,7 +51,7 @@ impl TextSide {
         })
     }
 
-    /// The chat template; for ChatGLM 2 and 3 and for Qwen 1, which bring none, what their own code does.
+    /// The chat template; for ChatGLM 2 and 3, Qwen 1, Baichuan and InternLM 1, which bring none, what their own code does.
     ///
     /// # Errors
     /// If the directory has none (it is no chat model), or one that cannot be used.
@@ -64,7 +64,7 @@ impl TextSide {
             return Ok(template);
         }
         match self.tokenizer.as_ref().and_then(Tokenizer::chat) {
-            Some((path, format)) => ChatTemplate::built_in(path, format.template),
+            Some((path, format)) => ChatTemplate::built_in(path, format),
             None => {
                 Err(self
                     .missing("there is no chat template beside the model: it is no chat model; give it a plain prompt"))
@@ -72,7 +72,8 @@ impl TextSide {
         }
     }
 
-    /// Tokens that end an answer and that no configuration names: those at which the code of ChatGLM 3 and of Qwen 1 stops.
+    /// Tokens that end an answer and that no configuration names: those at which the code of ChatGLM 3, of Qwen 1
+    /// and of InternLM 1 stops.
     pub fn ends(&self) -> Vec<u32> {
         let Some(tokenizer) = &self.tokenizer else { return Vec::new() };
         let ends = tokenizer.chat().map_or(&[][..], |(_, format)| format.ends);

@@ -160,8 +160,8 @@ impl Tokenizer {
     }
 
     /// The chat format of the model's own code.
-    pub(super) fn chat(&self) -> Option<(&Path, Format)> {
-        self.inner.chat.map(|chat| (&*self.inner.path, chat))
+    pub(super) fn chat(&self) -> Option<(&Path, &Format)> {
+        self.inner.chat.as_ref().map(|chat| (&*self.inner.path, chat))
     }
 
     pub(super) fn words(&self) -> &Words {

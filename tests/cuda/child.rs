@@ -72,6 +72,8 @@ pub struct Outcome {
     pub experts_read: u64,
     pub experts_used: u64,
     pub experts_hit: u64,
+    /// Tiles of other weights that were copied while experts were waited for.
+    pub meanwhile: u64,
 }
 
 /// Does nothing in a process that has no jobs.
@@ -152,7 +154,7 @@ fn attempt(job: &Job, outcome: &mut Outcome) -> layerstream::Result<()> {
     if let Some(experts) = model.expert_stats() {
         outcome.read += experts.bytes_read;
         (outcome.experts_read, outcome.experts_used) = (experts.bytes_read, experts.bytes_used);
-        outcome.experts_hit = experts.bytes_hit;
+        (outcome.experts_hit, outcome.meanwhile) = (experts.bytes_hit, experts.meanwhile);
     }
     Ok(())
 }

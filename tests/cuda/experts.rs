@@ -66,3 +66,39 @@ fn a_token_reads_the_shared_weights_and_its_experts() {
         assert!(outcome.experts_read as f64 <= 1.05 * (LAYERS * 8 * EXPERT) as f64, "{}", outcome.experts_read);
     }
 }
+
+/// Experts that come as late as can be: what the conveyor has goes on to the GPU meanwhile, with the same bits.
+#[test]
+fn other_tiles_are_copied_while_experts_are_waited_for() {
+    if !cfg!(debug_assertions) {
+        println!("SKIPPED: experts cannot be held back in a build without debug assertions");
+        return;
+    }
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let base = Job {
+        model: synthetic(folder.path(), 2),
+        prompts: vec![(1..10).collect(), vec![7, 8]],
+        context: 24,
+        sequences: 2,
+        new_tokens: 4,
+        ..Job::default()
+    };
+    let jobs = [
+        // Weights stream from disk, and from memory.
+        Job { vram: Some(500_000), ram: Some(0), ..base.clone() },
+        Job { vram: Some(500_000), ..base },
+    ];
+    for seed in 0..6 {
+        let seed = seed.to_string();
+        let [on_time, late] = ["", "ExpertsComeLate"].map(|trap| {
+            let (outcomes, _) = run(&jobs, &[("SEED", &seed), ("LAYERSTREAM_TRAP", trap)]).done();
+            let errors: Vec<_> = outcomes.iter().flat_map(|outcome| &outcome.errors).collect();
+            assert!(errors.is_empty(), "seed {seed}: {errors:?}");
+            outcomes
+        });
+        for (on_time, late) in on_time.iter().zip(&late) {
+            assert!(late.meanwhile > 0, "seed {seed}: nothing was copied meanwhile: {late:?}");
+            assert_eq!(late.tokens, on_time.tokens, "seed {seed}");
+        }
+    }
+}

@@ -129,6 +129,23 @@ fn windows_are_where_the_configuration_puts_them() {
     assert_eq!(windows(qwen().set("layer_types", types)), [Some(16), None]);
 }
 
+/// The code of DeepSeek V2 divides by the sum of what was chosen, or multiplies by the factor (3 here); of one expert the latter.
+#[test]
+fn deepseek_v2_normalises_or_scales() {
+    let routing = |normalise: bool, chosen: usize| {
+        let changed = Changed::new("deepseek_v2").set("norm_topk_prob", json!(normalise));
+        let program = changed.set("num_experts_per_tok", json!(chosen)).program();
+        let routing = program.steps.iter().find_map(|step| match step {
+            Step::Route { routing, .. } => Some((routing.renormalise, routing.scale)),
+            _ => None,
+        });
+        routing.unwrap()
+    };
+    assert_eq!(routing(false, 3), (false, 3.0));
+    assert_eq!(routing(true, 3), (true, 1.0));
+    assert_eq!(routing(true, 1), (false, 3.0));
+}
+
 #[test]
 fn what_is_not_implemented_is_refused_by_name() {
     let yi = || Changed::new("yi");

@@ -181,7 +181,7 @@ fn median_nmse(found: &[f32], prompt: &Prompt) -> f64 {
 }
 
 /// A copy of a case with its bfloat16 weights as float32.
-fn widen(case: &Path) -> Result<tempfile::TempDir> {
+pub fn widen(case: &Path) -> Result<tempfile::TempDir> {
     let folder = tempfile::tempdir().map_err(|e| io(&std::env::temp_dir(), "write to", e))?;
     let [config, weights] =
         ["config.json", "model.safetensors"].map(|name| (case.join(name), folder.path().join(name)));

@@ -228,7 +228,13 @@ impl Backend for CpuBackend {
         Ok(chosen)
     }
 
-    fn expert(&mut self, step: &Experts, tile: &ExpertTile, feed: &mut stream::Experts) -> Result<()> {
+    fn expert(
+        &mut self,
+        step: &Experts,
+        tile: &ExpertTile,
+        feed: &mut stream::Experts,
+        _: &mut Conveyor,
+    ) -> Result<()> {
         let bytes = feed.next()?;
         let since = self.recorder.now();
         let exponents = tile.spans.get(1).map(|_| &bytes[1]);

@@ -5,17 +5,19 @@
 //! a copy until what it overwrites was used. A tile that is still there needs neither.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use layerstream_kernels::driver::{Event, Gpu, Stream};
 
 use super::card::failed;
+use super::feed::{Feed, LOOK};
 use super::marks::{Marks, What};
 use super::pool::{Place, Pool};
 use super::ring::MOST;
 use super::traps::{self, Trap};
 use crate::error::Result;
 use crate::plan::{ExpertPlan, span_bytes};
-use crate::stream::{ExpertTile as Lent, Experts, Forecast};
+use crate::stream::{Conveyor, ExpertTile as Lent, Experts, Forecast};
 
 /// See the module's description.
 pub struct ExpertFeed {
@@ -94,16 +96,17 @@ impl ExpertFeed {
         self.copy_ahead(copies, feed)
     }
 
-    /// The next tile of the request. What is queued on `compute` from here on waits for it.
+    /// The next tile of the request. What is queued on `compute` from here on waits for it. While it has to be waited for, what
+    /// `others` have goes on to the GPU.
     pub fn next(
         &mut self,
         compute: &Stream,
-        (copies, marks): (&Stream, &mut Marks),
         feed: &mut Experts,
+        (others, conveyor): (&mut Feed, &mut Conveyor),
     ) -> Result<OnGpu> {
         let tile = self.queue.pop_front().expect("tiles are asked for before they are used");
         loop {
-            self.copy_ahead((copies, &mut *marks), feed)?;
+            self.copy_ahead(others.copies(), feed)?;
             if let Some(block) = self.pool.find(tile) {
                 let was_copied = self.ready.front().is_some_and(|ready| ready.0 == tile);
                 let number = if was_copied { self.ready.pop_front().map(|(_, number)| number) } else { None };
@@ -117,7 +120,10 @@ impl ExpertFeed {
                 Some((number, _)) => self.copied(*number).synchronize().map_err(failed)?,
                 None => {
                     assert!(self.held.is_none(), "a tile that is needed now always has a place");
-                    self.held = Some(feed.next()?);
+                    let before = others.copied();
+                    let nothing_more = others.go_on(conveyor)?;
+                    feed.meanwhile(others.copied() - before);
+                    self.held = feed.next_within(if nothing_more { Duration::MAX } else { LOOK })?;
                 }
             }
         }
@@ -152,7 +158,7 @@ impl ExpertFeed {
             if self.lent.len() == MOST || self.ready.len() == MOST {
                 return Ok(());
             }
-            if self.held.is_none() {
+            if self.held.is_none() && !traps::set(Trap::ExpertsComeLate) {
                 self.held = feed.try_next()?;
             }
             let Some(lent) = self.held.take() else { return Ok(()) };

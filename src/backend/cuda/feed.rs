@@ -18,8 +18,8 @@ use crate::error::{Error, Result};
 use crate::plan::{Tier, Tile};
 use crate::stream::{Conveyor, Tile as Lent};
 
-/// How long the end of a pass looks for another tile before it asks again whether the pass has ended.
-const LOOK: Duration = Duration::from_micros(200);
+/// How long whoever waits for something else looks for another tile, or for what it waits for, before it looks for the other.
+pub const LOOK: Duration = Duration::from_micros(200);
 
 /// See the module's description.
 pub struct Feed {
@@ -41,6 +41,8 @@ pub struct Feed {
     ready: VecDeque<Ready>,
     /// The tile of the pass that is to be copied next.
     next: usize,
+    /// Copies that were queued.
+    copied: u64,
 }
 
 /// Of the tile whose number has this remainder.
@@ -105,6 +107,7 @@ impl Feed {
             held: None,
             ready: VecDeque::with_capacity(MOST),
             next: 0,
+            copied: 0,
         })
     }
 
@@ -120,7 +123,8 @@ impl Feed {
     /// Tile `index` of the pass, which is the next one. What is queued on `compute` from here on waits for it.
     pub fn next(&mut self, index: usize, compute: &Stream, conveyor: &mut Conveyor) -> Result<OnGpu> {
         loop {
-            let blocked = self.copy_ahead(conveyor)?;
+            let ahead = !traps::set(Trap::ExpertsComeLate) || self.ready.is_empty();
+            let blocked = if ahead { self.copy_ahead(conveyor)? } else { Blocked::Uses };
             if let Some(&Ready { number, address, .. }) = self.ready.front().filter(|front| front.index == index) {
                 self.ready.pop_front();
                 if !traps::set(Trap::UseBeforeCopy) {
@@ -165,6 +169,21 @@ impl Feed {
         }
         done.synchronize().map_err(failed)?;
         Ok(())
+    }
+
+    /// How many copies were queued so far.
+    pub fn copied(&self) -> u64 {
+        self.copied
+    }
+
+    /// Copies on while something else is waited for. Whether that is all there is to do before more tiles are used.
+    pub fn go_on(&mut self, conveyor: &mut Conveyor) -> Result<bool> {
+        let mut blocked = self.copy_ahead(conveyor)?;
+        while traps::set(Trap::ExpertsComeLate) && blocked != Blocked::Uses {
+            self.wait(blocked, conveyor)?;
+            blocked = self.copy_ahead(conveyor)?;
+        }
+        Ok(blocked == Blocked::Uses && self.lent.is_empty())
     }
 
     /// Waits for whatever keeps the next tile back.
@@ -240,6 +259,7 @@ impl Feed {
         self.marks.end(&self.copies)?;
         self.ready.push_back(Ready { index, number, address });
         self.next = (index + 1) % self.tiles.len();
+        self.copied += 1;
         Ok(())
     }
 

@@ -21,6 +21,7 @@ mod staging;
 mod states;
 mod steps;
 mod traps;
+mod turning;
 mod weights;
 
 use std::sync::Arc;
@@ -53,6 +54,7 @@ use staging::{Registered, Staging};
 use states::States;
 use steps::Steps;
 use traps::Trap;
+use turning::Turning;
 
 /// A GPU, with the memory of one plan. Fields are dropped in this order: what uses memory before the memory.
 pub(crate) struct CudaBackend {
@@ -61,6 +63,7 @@ pub(crate) struct CudaBackend {
     steps: Steps,
     kv: KvStream,
     states: States,
+    turning: Turning,
     compute: Stream,
     marks: Marks,
     recorder: Recorder,
@@ -113,6 +116,7 @@ impl CudaBackend {
                 memory.upload(at, bytemuck::cast_slice(slopes)).map_err(failed)?;
             }
         }
+        let turning = Turning::new(gpu, &program, plan, &layout, &mut memory)?;
         let registered = tiles_in.iter().filter(|mapping| mapping.range().1 > 0);
         let registered = registered.map(|mapping| Registered::new(gpu, mapping)).collect::<Result<_>>()?;
         let compute = Stream::new(gpu).map_err(failed)?;
@@ -123,9 +127,10 @@ impl CudaBackend {
         Ok(CudaBackend {
             feed,
             experts: ExpertFeed::new(gpu, &plan.experts, blocks, planned.experts)?,
-            steps: Steps::new(&program, &layout, plan.sequences, base),
+            steps: Steps::new(&program, plan, &layout, base),
             kv: KvStream::new(gpu, &program, plan, &layout, base)?,
             states: States::new(plan.sequences),
+            turning,
             compute,
             marks,
             recorder,
@@ -156,7 +161,8 @@ impl Backend for CudaBackend {
         self.marks.end(&self.compute)?;
         self.kv.begin(segments, self.feed.copies())?;
         let to = self.memory.address() + self.layout.notes_at as u64;
-        self.staging.upload_notes(&self.compute, to)
+        self.staging.upload_notes(&self.compute, to)?;
+        self.turning.begin(&self.program, segments, &self.compute)
     }
 
     fn staging(&mut self) -> &mut [u8] {
@@ -207,7 +213,9 @@ impl Backend for CudaBackend {
         }
         self.marks.end(&self.compute)?;
         self.compute.record(&self.chosen).map_err(failed)?;
-        self.feed.copy_ahead(conveyor)?;
+        if !traps::set(Trap::ExpertsComeLate) {
+            self.feed.copy_ahead(conveyor)?;
+        }
         if !traps::set(Trap::ChosenNotWaited) {
             self.chosen.synchronize().map_err(failed)?;
         }
@@ -218,9 +226,15 @@ impl Backend for CudaBackend {
         self.experts.request(layer, tiles, self.feed.copies(), feed)
     }
 
-    fn expert(&mut self, step: &Experts, tile: &ExpertTile, feed: &mut stream::Experts) -> Result<()> {
+    fn expert(
+        &mut self,
+        step: &Experts,
+        tile: &ExpertTile,
+        feed: &mut stream::Experts,
+        conveyor: &mut Conveyor,
+    ) -> Result<()> {
         self.read_marks()?;
-        let on_gpu = self.experts.next(&self.compute, self.feed.copies(), feed)?;
+        let on_gpu = self.experts.next(&self.compute, feed, (&mut self.feed, conveyor))?;
         let what = What::Product { step: self.marks.step(), bytes: tile.bytes(), fetched: on_gpu.was_copied };
         self.marks.begin(&self.compute, what)?;
         self.steps.expert(&self.card, &self.compute, &self.program, &self.batch, step, tile, on_gpu.address)?;
@@ -255,6 +269,7 @@ impl Backend for CudaBackend {
         }
         let _ = self.feed.abandon(conveyor);
         self.experts.abandon();
+        self.turning.forget();
         self.feed.copies().1.forget();
         self.marks.forget();
         self.recorder.end_pass(None);

@@ -49,13 +49,15 @@ pub struct Batch {
     pub pieces: Vec<Pieces>,
     pub rows: usize,
     pub selected: usize,
-    pub segments: usize,
+    /// For each segment its sequence, and the positions that this has with it.
+    pub sequences: Vec<(usize, usize)>,
 }
 
 impl Batch {
     /// Writes the notes of a pass into `to`.
     pub fn write(program: &Program, notes: &Notes, context: usize, segments: &[Segment], to: &mut [u8]) -> Batch {
-        let mut batch = Batch { segments: segments.len(), ..Batch::default() };
+        let sequences = segments.iter().map(|segment| (segment.sequence, segment.positions().end));
+        let mut batch = Batch { sequences: sequences.collect(), ..Batch::default() };
         let mut selected: Vec<i32> = Vec::new();
         for (segment, rows) in with_rows(segments) {
             batch.rows = rows.end;
@@ -85,10 +87,8 @@ impl Batch {
                 let inv_freq = rope.inv_freq(segment.prompt, segment.length);
                 for position in segment.positions() {
                     for freq in inv_freq.iter() {
-                        // The angle is a product in float32, as in the reference implementation.
-                        let angle = (position as f32 * freq) as f64;
-                        angles[0].push(angle.cos() as f32 * rope.attention_factor);
-                        angles[1].push(angle.sin() as f32 * rope.attention_factor);
+                        let both = angle(position, *freq, rope.attention_factor);
+                        angles.iter_mut().zip(both).for_each(|(values, value)| values.push(value));
                     }
                 }
             }
@@ -104,6 +104,13 @@ impl Batch {
         }
         batch
     }
+}
+
+/// Cosine and sine of a pair of dimensions. The angle is a product in float32, as in the reference implementation; its functions
+/// are exact.
+pub fn angle(position: usize, freq: f32, factor: f32) -> [f32; 2] {
+    let angle = (position as f32 * freq) as f64;
+    [angle.cos() as f32 * factor, angle.sin() as f32 * factor]
 }
 
 /// Adds a row to the last run, or begins another.

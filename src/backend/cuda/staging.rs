@@ -41,6 +41,10 @@ impl Buffer {
     pub fn address(&mut self) -> *mut u8 {
         self.region.as_mut_ptr()
     }
+
+    pub fn bytes(&mut self) -> &mut [u8] {
+        &mut self.region
+    }
 }
 
 /// The arrays of a pass, chosen experts, embedding rows, and logits, one after the other.

@@ -7,6 +7,7 @@
 mod experts;
 mod recurrent;
 mod rows;
+mod turned;
 
 use layerstream_kernels::driver::Stream;
 use layerstream_kernels::launch::norm::Norm as NormKernel;
@@ -23,6 +24,7 @@ use super::weights;
 use crate::checkpoint;
 use crate::encoding::Encoding;
 use crate::error::Result;
+use crate::plan::Plan;
 use crate::plan::device::{Cut, Layout, Room, cuts, kv_dtype};
 use crate::program::{Activation, Attention, Buffer, KvShape, Norm, NormKind, Program, RopeStyle, Step, VectorId};
 
@@ -33,7 +35,6 @@ pub fn unsupported(program: &Program) -> Option<String> {
         Step::Route { routing, .. } => experts::unsupported_routing(routing),
         Step::Experts(step) => experts::unsupported_experts(program, step),
         Step::DeltaRule(rule) => recurrent::unsupported(rule),
-        Step::Attend { attention: Attention { turn_keys: Some(_), .. }, .. } => Some("keys that turn anew".into()),
         Step::Attend { layer, .. } => {
             let KvShape { key_dim, value_dim, .. } = program.kv[*layer];
             (key_dim.max(value_dim) > 256).then(|| format!("heads of {} dimensions", key_dim.max(value_dim)))
@@ -84,6 +85,8 @@ pub struct Steps {
     pub(super) operands: Vec<Option<checkpoint::Dtype>>,
     /// Rows that attention over few queries has room for.
     sequences: usize,
+    /// Positions that the cache of a sequence has room for.
+    context: usize,
     /// Whether rows are those with logits: after [`Step::Select`].
     selected: bool,
     /// What the latest router chose.
@@ -93,14 +96,15 @@ pub struct Steps {
 }
 
 impl Steps {
-    pub fn new(program: &Program, layout: &Layout, sequences: usize, base: u64) -> Steps {
+    pub fn new(program: &Program, plan: &Plan, layout: &Layout, base: u64) -> Steps {
         let operands = vec![None; program.buffers.len()];
         Steps {
             base,
             layout: layout.clone(),
             cuts: cuts(program),
             operands,
-            sequences,
+            sequences: plan.sequences,
+            context: plan.context,
             selected: false,
             chosen: experts::Chosen::default(),
             scaled_queries: 0,
@@ -451,14 +455,18 @@ impl Steps {
     ) -> Result<()> {
         let KvShape { heads: kv_heads, key_dim, value_dim } = program.kv[layer];
         let cut = self.cut(Cut { heads: kv_heads, chunk: attention.chunk });
-        let [keys, values] = self.layout.kv[layer].map(|at| self.at(at) as *const _);
+        let [cached, values] = self.layout.kv[layer].map(|at| self.at(at));
+        let keys = match attention.turn_keys {
+            Some(rope) => self.turn(queue, program, batch, layer, rope)?,
+            None => cached,
+        };
         let (out, out_dtype) = self.output(output);
         let pieces = &batch.pieces[cut];
         let sequences = self.note(self.layout.notes.sequences[cut]);
         let some = |first: usize, count: usize, most_rows: usize, most_keys: usize| AttentionParams {
             q: self.wide(queries) as *const f32,
-            keys,
-            values,
+            keys: keys as *const _,
+            values: values as *const _,
             out: out as *mut _,
             sequences: (sequences + (first * size_of::<Sequence>()) as u64) as *const Sequence,
             sinks: self.vector(attention.sinks),

@@ -26,6 +26,8 @@ pub enum Trap {
     ExpertOverwriteBeforeUse,
     /// The place of an expert's tile in host memory is given back before its copy has happened.
     ExpertHostFreedEarly,
+    /// No fault: as little as can be is copied ahead before experts were asked for, and these come when nothing else can be copied.
+    ExpertsComeLate,
     /// A pass that was not completed gives tiles back without waiting for their copies and their uses.
     AbandonWithoutWaiting,
 }

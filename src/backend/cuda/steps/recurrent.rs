@@ -42,7 +42,7 @@ impl Steps {
             states: self.states(state),
             stretches: self.stretches(),
             stride: self.stride(buffer),
-            stretch_count: batch.segments as i32,
+            stretch_count: batch.sequences.len() as i32,
             channels: program.buffers[buffer.0] as i32,
             taps: taps as i32,
         };
@@ -64,7 +64,7 @@ impl Steps {
             decay_stride: self.stride(decay),
             write_stride: self.stride(write),
             out_stride: self.stride(rule.output),
-            stretch_count: batch.segments as i32,
+            stretch_count: batch.sequences.len() as i32,
             key_heads: key_heads as i32,
             value_heads: value_heads as i32,
             key_dim: key_dim as i32,
