@@ -12,7 +12,7 @@ use safetensors::{Dtype, SafeTensors};
 use crate::child::{Job, Outcome};
 use crate::expected::nmse;
 use crate::forms::{Form, forms};
-use crate::model::{VOCAB, make, write};
+use crate::model::{Layout, VOCAB, make, write};
 use crate::parent::run;
 
 fn ids() -> Vec<Vec<u32>> {
@@ -62,9 +62,9 @@ fn error(outcome: &Outcome, expected: &[Vec<f32>]) -> f64 {
     found.zip(expected).map(|(found, expected)| nmse(&found, expected)).fold(0.0, f64::max)
 }
 
-fn check(form: &Form, seed: u64) -> Result<(), String> {
+fn check(layout: Layout, form: &Form, seed: u64) -> Result<(), String> {
     let (quantised, plain) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    make(form, None, quantised.path(), plain.path());
+    make(layout, form, None, quantised.path(), plain.path());
     let expected = by_processor(plain.path());
     narrow(plain.path());
     let jobs = [
@@ -74,7 +74,7 @@ fn check(form: &Form, seed: u64) -> Result<(), String> {
         Job { vram: Some(20_000), ram: Some(0), ..job(quantised.path()) },
     ];
     let (outcomes, _) = run(&jobs, &[("SEED", &seed.to_string())]).done();
-    let name = form.name;
+    let name = format!("{}, {layout:?}", form.name);
     if let Some(error) = outcomes.iter().flat_map(|outcome| &outcome.errors).next() {
         return Err(format!("{name}: {error}"));
     }
@@ -95,9 +95,10 @@ fn check(form: &Form, seed: u64) -> Result<(), String> {
 #[test]
 fn every_form_is_computed() {
     let forms = forms();
+    let all: Vec<_> = forms.iter().flat_map(|form| Layout::ALL.map(|layout| (layout, form))).collect();
     let part = |part: usize| {
-        let some = forms.iter().enumerate().skip(part).step_by(2);
-        some.filter_map(|(seed, form)| check(form, seed as u64).err()).collect::<Vec<_>>()
+        let some = all.iter().enumerate().skip(part).step_by(2);
+        some.filter_map(|(seed, (layout, form))| check(*layout, form, seed as u64).err()).collect::<Vec<_>>()
     };
     let problems: Vec<String> = std::thread::scope(|scope| {
         let threads = [0, 1].map(|number| scope.spawn(move || part(number)));
@@ -111,7 +112,7 @@ fn every_form_is_computed() {
 fn a_column_in_no_group_is_named() {
     let form = forms().into_iter().find(|form| form.name == "gptq in any order").expect("a form of that name");
     let (quantised, plain) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let (mut tensors, config) = make(&form, None, quantised.path(), plain.path());
+    let (mut tensors, config) = make(Layout::Separate, &form, None, quantised.path(), plain.path());
     let name = "model.layers.1.mlp.up_proj.g_idx";
     tensors.iter_mut().find(|tensor| tensor.name == name).expect("an index").bytes[20] = 2;
     write(quantised.path(), &tensors, &config);
