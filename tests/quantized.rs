@@ -56,7 +56,7 @@ fn error_of(layout: Layout, form: &Form, fault: Option<Fault>) -> f64 {
 #[test]
 fn every_form_is_what_it_says() {
     for form in forms() {
-        for layout in Layout::ALL {
+        for layout in [Layout::Separate, Layout::Packed, Layout::Experts(2)] {
             let error = error_of(layout, &form, None);
             println!("{}, {layout:?}: NMSE {error:e}", form.name);
             assert!(error <= 1e-9, "{}, {layout:?}: NMSE {error:e}", form.name);

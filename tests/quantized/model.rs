@@ -15,7 +15,7 @@ const INNER: usize = 160;
 pub const VOCAB: usize = 96;
 
 /// Experts in a layer.
-const EXPERTS: usize = 4;
+pub const EXPERTS: usize = 4;
 
 /// How the projections of a layer are divided into matrices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,18 +23,16 @@ pub enum Layout {
     Separate,
     /// Queries, keys and values are one, gate and up are one.
     Packed,
-    /// Every expert has its own.
-    Experts,
+    /// Every expert has its own; so many are for a token.
+    Experts(usize),
 }
 
 impl Layout {
-    pub const ALL: [Layout; 3] = [Layout::Separate, Layout::Packed, Layout::Experts];
-
     fn architecture(self) -> &'static str {
         match self {
             Layout::Separate => "LlamaForCausalLM",
             Layout::Packed => "Phi3ForCausalLM",
-            Layout::Experts => "MixtralForCausalLM",
+            Layout::Experts(_) => "MixtralForCausalLM",
         }
     }
 
@@ -55,12 +53,12 @@ impl Layout {
         match self {
             Layout::Separate => mlp(&[("gate_proj", INNER, HIDDEN), ("up_proj", INNER, HIDDEN)], "mlp"),
             Layout::Packed => mlp(&[("gate_up_proj", 2 * INNER, HIDDEN)], "mlp"),
-            Layout::Experts => {
+            Layout::Experts(_) => {
                 let names = [("w1", INNER, HIDDEN), ("w3", INNER, HIDDEN), ("w2", HIDDEN, INNER)];
                 (0..EXPERTS).for_each(|e| mlp(&names, &format!("block_sparse_moe.experts.{e}")));
             }
         }
-        if self != Layout::Experts {
+        if !matches!(self, Layout::Experts(_)) {
             mlp(&[("down_proj", HIDDEN, INNER)], "mlp");
         }
         all
@@ -68,9 +66,10 @@ impl Layout {
 }
 
 fn config(layout: Layout, quantization: &Value) -> Value {
+    let top_k = if let Layout::Experts(top_k) = layout { top_k } else { 1 };
     json!({
         "architectures": [layout.architecture()], "hidden_size": HIDDEN, "intermediate_size": INNER,
-        "num_local_experts": EXPERTS, "num_experts_per_tok": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2, "vocab_size": VOCAB,
+        "num_local_experts": EXPERTS, "num_experts_per_tok": top_k, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2, "vocab_size": VOCAB,
         "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu",
         "tie_word_embeddings": false, "quantization_config": quantization,
     })
@@ -102,7 +101,7 @@ pub fn make(layout: Layout, form: &Form, fault: Option<Fault>, quantised: &Path,
         for norm in ["input_layernorm", "post_attention_layernorm"] {
             both.push(floats(&format!("{at}.{norm}.weight"), &[HIDDEN], vec![1.0; HIDDEN]));
         }
-        if layout == Layout::Experts {
+        if matches!(layout, Layout::Experts(_)) {
             let name = format!("{at}.block_sparse_moe.gate.weight");
             both.push(floats(&name, &[EXPERTS, HIDDEN], random.numbers(EXPERTS * HIDDEN)));
         }
