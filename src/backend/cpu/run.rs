@@ -237,8 +237,7 @@ impl Backend for CpuBackend {
     ) -> Result<()> {
         let bytes = feed.next()?;
         let since = self.recorder.now();
-        let exponents = tile.spans.get(1).map(|_| &bytes[1]);
-        self.apply_expert(step, tile, &bytes[0], exponents);
+        self.apply_expert(step, tile, &bytes)?;
         self.recorder.ran(since, tile.bytes());
         Ok(())
     }
@@ -442,7 +441,7 @@ pub(super) fn multiply(
 
 /// The same with factors for groups of inputs.
 #[expect(clippy::too_many_arguments, reason = "all of what a product is")]
-fn multiply_grouped(
+pub(super) fn multiply_grouped(
     cpu: &mut Cpu,
     weight: &Matrix,
     rows: &Range<usize>,
