@@ -75,14 +75,9 @@ prove-size: toolchain cuda-toolchain ## Stream sparse 70B and 405B models throug
 	@LAYERSTREAM_PROVE_LAYERS=$(LAYERS) LAYERSTREAM_PROVE_KEEP=$(if $(filter all,$(LAYERS)),1) \
 	    $(CARGO) test $(CARGO_FLAGS) --test prove_size -- --nocapture
 
-# What the GPU bundle has kernels for: Ampere (and Ada with its code), Hopper, and PTX for what came later. A T4 or another
-# card with 7.5 needs BUNDLE_ARCHS=75.
-BUNDLE_ARCHS ?= 80,90
-
 .PHONY: gpu-bundle
 gpu-bundle: toolchain cuda-toolchain ## Build target/gpu-bundle: checks and benchmarks for a machine with an NVIDIA driver and nothing else.
-	@export LAYERSTREAM_CUDA_ARCHS=$(BUNDLE_ARCHS)
-	$(CARGO) build $(CARGO_FLAGS) --release -p layerstream-gpu-bundle
+	@$(CARGO) build $(CARGO_FLAGS) --release -p layerstream-gpu-bundle
 	benches/gpu-bundle/build.sh
 
 .PHONY: fmt

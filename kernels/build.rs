@@ -277,10 +277,12 @@ mod device {
         });
         let version = Command::new(&nvcc).arg("--version").output().map(|o| o.stdout).unwrap_or_default();
         let version = String::from_utf8_lossy(&version).into_owned();
+        // As for Rust's own code: by default with lines in debug builds, without in releases.
+        let lines = var("DEBUG") == "true";
         let mut sources = files(folder, &["cu"]);
         sources.sort_by_key(|path| std::cmp::Reverse(fs::metadata(path).map_or(0, |m| m.len()))); // the slowest first
         let jobs = sources.iter().map(|source| {
-            let command = nvcc::command(&nvcc, &archs, source);
+            let command = nvcc::command(&nvcc, &archs, source, lines);
             Job::new(std::slice::from_ref(source), command, "fatbin", &version)
         });
         let fatbins = run_all(jobs.collect());

@@ -22,7 +22,6 @@ done
 {
     printf '%s, ' "$("$bundle/programs/layerstream" --version)"
     git rev-parse --short HEAD 2>/dev/null || echo 'no commit'
-    echo "kernels for sm_${LAYERSTREAM_CUDA_ARCHS//,/, sm_}, and PTX of the oldest"
 } > "$bundle/VERSION"
 # What is in a directory, as an archive whose bytes depend on nothing else.
 archive() { tar --directory "$@" --sort=name --owner=0 --group=0 --mtime=@0 --create . | gzip -9n; }

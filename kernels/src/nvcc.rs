@@ -25,10 +25,12 @@ pub fn find(target: &Path) -> Option<PathBuf> {
 }
 
 /// The command that compiles `source` to a fatbin: machine code for each of `archs` (such as 80), PTX of the first for
-/// cards to come. `-o` is still to be added. On stderr, ptxas tells what each kernel takes.
-pub fn command(nvcc: &Path, archs: &[u32], source: &Path) -> Command {
+/// cards to come. `-o` is still to be added. On stderr, ptxas tells what each kernel takes. With `lines`, profilers can
+/// point to lines of the source; they are three quarters of a fatbin.
+pub fn command(nvcc: &Path, archs: &[u32], source: &Path, lines: bool) -> Command {
     let mut command = Command::new(nvcc);
-    command.args(["-fatbin", "-std=c++17", "-O3", "-lineinfo", "-allow-unsupported-compiler", "-Xptxas", "-v"]);
+    command.args(["-fatbin", "-std=c++17", "-O3"]).args(lines.then_some("-lineinfo"));
+    command.args(["-allow-unsupported-compiler", "-Xptxas", "-v"]);
     command.args(["--compress-mode=size", "-Xcudafe", "--diag_suppress=177"]); // 177: a helper this file does not use
     for (i, arch) in archs.iter().enumerate() {
         let code = if i == 0 { format!("[sm_{arch},compute_{arch}]") } else { format!("sm_{arch}") };

@@ -24,7 +24,7 @@ pub fn compile(file: &Path, arch: u32) -> Result<Variant, String> {
     let target = nvcc::target_dir(&program).unwrap_or_default();
     let nvcc = nvcc::find(&target).ok_or_else(|| format!("{}; --variant needs it", nvcc::MISSING))?;
     let output = std::env::temp_dir().join(format!("layerstream-variant-{}.fatbin", std::process::id()));
-    let mut command = nvcc::command(&nvcc, &[arch], file);
+    let mut command = nvcc::command(&nvcc, &[arch], file, true);
     command.arg("-I").arg(env!("CARGO_MANIFEST_DIR")).arg("-o").arg(&output);
     let done = command.output().map_err(|e| format!("cannot run {}: {e}", nvcc.display()))?;
     let image = std::fs::read(&output);

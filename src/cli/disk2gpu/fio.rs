@@ -109,12 +109,12 @@ impl FioRun {
             .arg(format!("--filename={}", names.join(":")))
             .args(["--output-format=json", "--allow_file_create=0"]);
         match command.output().map_err(|e| e.to_string()).and_then(|output| {
-            let said = String::from_utf8_lossy(&output.stderr).trim().to_string();
-            bandwidth(&output.stdout).ok_or(if said.is_empty() { output.status.to_string() } else { said })
+            bandwidth(&output.stdout)
+                .ok_or_else(|| complaint(&output.stderr, &output.stdout).unwrap_or(output.status.to_string()))
         }) {
             Ok(gbps) => self.samples_gbps.push(gbps),
             Err(why) => {
-                self.error.get_or_insert(why.lines().next().unwrap_or_default().to_string());
+                self.error.get_or_insert(why);
             }
         }
     }
@@ -132,6 +132,13 @@ fn bandwidth(report: &[u8]) -> Option<f64> {
     (bytes > 0.0).then_some(bytes / 1e9)
 }
 
+/// The first line that fio wrote on standard error, or else before its report.
+fn complaint(error: &[u8], report: &[u8]) -> Option<String> {
+    let before = report.split(|&byte| byte == b'{').next().unwrap_or_default();
+    let line = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().lines().next().map(str::to_string);
+    line(error).or_else(|| line(before))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -145,6 +152,14 @@ mod tests {
         assert_eq!(bandwidth(report(12, 2_500_000_000).as_bytes()), None);
         assert_eq!(bandwidth(report(0, 0).as_bytes()), None);
         assert_eq!(bandwidth(b"fio: nothing"), None);
+    }
+
+    #[test]
+    fn a_complaint_is_found_wherever_fio_puts_it() {
+        let report = b"fio: pid=1, func=mmap, error=Cannot allocate memory\n{\"jobs\": []}";
+        assert_eq!(complaint(b"", report).as_deref(), Some("fio: pid=1, func=mmap, error=Cannot allocate memory"));
+        assert_eq!(complaint(b"fio: no such file\nmore\n", report).as_deref(), Some("fio: no such file"));
+        assert_eq!(complaint(b"", b"{}"), None);
     }
 
     #[test]
