@@ -129,29 +129,24 @@ fn matrices(model: &Path) -> Vec<(PathBuf, String, usize, usize)> {
 }
 
 /// What is packed without loss has the logits and the tokens of the original, bit for bit: with all of it on the GPU, and with
-/// rows from disk; with heads of their own, tied ones, and one whose rows are divided by their lengths; with experts, and with
+/// rows from disk; with heads of their own, a tied one, and one whose rows are divided by their lengths; with experts, and with
 /// rows that are no whole blocks.
 #[test]
 fn packed_without_loss_it_has_the_bits_of_the_original() {
     let mut packed = 0;
     let mut names = Vec::new();
-    for (seed, name) in ["demo", "llama31_gqa", "gemma2", "baichuan2_7b", "mixtral", "mixtral_fused"].iter().enumerate()
-    {
-        let original = if *name == "demo" { demo() } else { case(name) };
+    let cases = [("gemma2", 100_000), ("baichuan2_7b", 20_000), ("mixtral", 20_000), ("mixtral_fused", 20_000)];
+    for (seed, (name, few)) in cases.into_iter().enumerate() {
+        let original = case(name);
         let out = pack(&original, &["--to", "lossless"]);
         let found = matrices(out.path());
         packed += found.len();
         names.extend(found.into_iter().map(|(_, tensor, ..)| tensor));
         let base =
-            Job { prompts: vec![(1..40).collect(), vec![3, 1, 4, 1, 5]], context: 64, sequences: 2, ..Job::default() };
+            Job { prompts: vec![(1..12).collect(), vec![3, 1, 4, 1, 5]], context: 24, sequences: 2, ..Job::default() };
         let of = |model: &Path| Job { model: model.to_str().unwrap().into(), ..base.clone() };
-        let few = match *name {
-            "demo" => 1_000_000,
-            "baichuan2_7b" => 20_000,
-            _ => 100_000,
-        };
         let streamed = |job: Job| Job { vram: Some(few), ram: Some(0), ..job };
-        let answer = |job: Job| Job { new_tokens: 6, ..job };
+        let answer = |job: Job| Job { new_tokens: 4, ..job };
         let jobs = [
             of(&original),
             of(out.path()),
@@ -175,7 +170,7 @@ fn packed_without_loss_it_has_the_bits_of_the_original() {
         assert!(disk.read > all.read, "{name}: nothing is streamed: {:?}", disk.tiers);
     }
     println!("{packed} matrices packed: {names:?}");
-    for part in ["embed_tokens", "lm_head", "experts", "down_proj"] {
+    for part in ["embed_tokens", "lm_head", "experts", "o_proj"] {
         assert!(names.iter().any(|name| name.contains(part)), "no {part} among {names:?}");
     }
 }
@@ -184,10 +179,8 @@ fn packed_without_loss_it_has_the_bits_of_the_original() {
 #[test]
 fn damage_is_found_while_streaming_to_a_gpu() {
     let mixture = case("mixtral_fused");
-    for (model, args, layers, few) in
-        [(demo(), &["--to", "lossless"][..], "layers.1.", 1_000_000), (mixture, &["--to", "nf4"], "layers.0.", 200_000)]
-    {
-        let good = pack(&model, args);
+    for (model, few) in [(demo(), 1_000_000), (mixture, 20_000)] {
+        let good = pack(&model, &["--to", "lossless"]);
         let (mut damaged, mut jobs, mut names) = (Vec::new(), Vec::new(), Vec::new());
         let base =
             Job { prompts: vec![(5..40).collect(), vec![7]], context: 64, sequences: 1, check: true, ..Job::default() };
@@ -197,7 +190,7 @@ fn damage_is_found_while_streaming_to_a_gpu() {
         };
         jobs.extend(ways(good.path()));
         for (i, (file, name, at, bytes)) in matrices(good.path()).into_iter().enumerate() {
-            if !name.contains(layers) {
+            if !name.contains("layers.1.") {
                 continue;
             }
             let bad = tempfile::tempdir().unwrap();
