@@ -60,4 +60,6 @@ pub use engine::{Progress, StopFlag};
 pub use error::{Error, Result};
 pub use generate::{Finish, GenerateOptions, GenerateStats, Generation, Output, Token};
 pub use model::{Model, Options, Outline};
+#[doc(hidden)]
+pub use pack::parse_manifest;
 pub use sample::Sampling;

@@ -3,6 +3,7 @@
 //! is written under another name, synced, read back and renamed; only then may the one it came from be deleted. What was
 //! done is in the manifest, so an interrupted run goes on where it stopped.
 
+mod agree;
 mod choose;
 mod encode;
 mod files;
@@ -11,6 +12,9 @@ mod manifest;
 mod reading;
 mod shard;
 mod verify;
+
+#[cfg(test)]
+mod damage_tests;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -59,7 +63,7 @@ pub(crate) struct Report {
 /// source done and in all, twice as many if it is read twice.
 ///
 /// # Errors
-/// A source that is quantised already, or whose numbers are not all finite; `out` with anything else in it, or begun with
+/// A source that is quantised already, of which nothing would be packed, or whose numbers are not all finite; `out` with anything else in it, or begun with
 /// other options; too little room or memory; anything that the operating system refuses. What is done is kept, and the
 /// source is as it was, less the shards that are safe in the result.
 pub(crate) fn pack(
@@ -75,6 +79,9 @@ pub(crate) fn pack(
         Some(manifest) => manifest.continued(out, options)?,
         None => begin(source, out, options, &steps, progress)?,
     };
+    if !manifest.finished {
+        verify::small_files(out, &manifest.small)?;
+    }
     if let Some(missing) = manifest.shards.iter().find(|s| !s.packed && !source_path(source, &s.source).exists()) {
         let path = source_path(source, &missing.source);
         let problem = format!("is not there, and {} was not made from it yet", missing.file);
@@ -94,6 +101,7 @@ pub(crate) fn pack(
             manifest.write(out, &steps)?;
         } else if options.delete_original && from.exists() {
             // Interrupted between the two: what was safe then should be so now.
+            shard::require_source(&from, out, &manifest.shards[i])?;
             verify::shard(out, &manifest.shards[i])?;
         }
         if options.delete_original && from.symlink_metadata().is_ok() {
@@ -125,13 +133,18 @@ pub(crate) fn pack(
 pub(crate) fn checksums(checkpoint: &Checkpoint) -> Result<Checksums> {
     let path = checkpoint.dir().join(MANIFEST);
     let problem = match Manifest::read(checkpoint.dir())? {
-        Some(manifest) => match manifest.checksums(checkpoint.files()) {
+        Some(manifest) => match manifest.checksums(checkpoint) {
             Ok(checksums) => return Ok(checksums),
             Err(problem) => problem,
         },
         None => "is not there: only what `layerstream pack` wrote has checksums to compare with".into(),
     };
     Err(Error::Checkpoint { path, problem })
+}
+
+/// What random bytes are tried on: a manifest is refused, or its numbers agree with each other.
+pub fn parse_manifest(path: &Path, bytes: &[u8]) -> Result<()> {
+    Manifest::parse(path, bytes).map(drop)
 }
 
 /// Chooses what becomes of every tensor, and copies the small files.

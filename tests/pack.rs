@@ -237,7 +237,8 @@ fn golden_models_are_the_same_without_loss() {
         }
         let packed = pack(&model, out.path(), &["--to", "lossless"]);
         if !packed.status.success() {
-            fails(&packed, &["not supported"]);
+            let text = String::from_utf8_lossy(&packed.stderr);
+            assert!(text.contains("not supported") || text.contains("no matrix would be packed"), "{text}");
             println!("refused: {}", String::from_utf8_lossy(&packed.stderr).trim());
             refused += 1;
             continue;
@@ -249,6 +250,31 @@ fn golden_models_are_the_same_without_loss() {
     }
     println!("{same} models with equal logits, {smaller} matrices packed; {refused} refused");
     assert!(same >= 35 && smaller >= 350, "{same} models, {smaller} matrices");
+}
+
+#[test]
+fn what_would_only_be_copied_is_refused() {
+    let model = copy_of_demo();
+    for shard in ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"] {
+        let path = model.path().join(shard);
+        let bytes = fs::read(&path).unwrap();
+        let plain = SafeTensors::deserialize(&bytes).unwrap();
+        let narrow = |number: f32| half::f16::from_f32(number).to_le_bytes();
+        let halves: Vec<_> = plain
+            .tensors()
+            .into_iter()
+            .map(|(name, view)| (name, view.shape().to_vec(), bf16(view.data()).into_iter().flat_map(narrow).collect()))
+            .collect::<Vec<(String, Vec<usize>, Vec<u8>)>>();
+        let views =
+            halves.iter().map(|(name, shape, b)| (name, TensorView::new(Dtype::F16, shape.clone(), b).unwrap()));
+        serialize_to_file(views, None, &path).unwrap();
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let words = ["no matrix would be packed as lossless", "72 are not bf16", "F16", "--to int8 or nf4"];
+    fails(&pack(model.path(), &out, &["--to", "lossless"]), &words);
+    assert!(!out.exists(), "nothing was written");
+    succeeds(&pack(model.path(), &out, &["--to", "int8"]));
 }
 
 #[test]
@@ -329,6 +355,36 @@ fn damage_is_found_and_named() {
     fs::remove_file(&shards[0]).unwrap();
     fails(&verify(whole.path()), &["tokenizer.json"]);
     fails(&verify(&demo()), &["layerstream pack"]);
+}
+
+#[test]
+fn a_manifest_that_contradicts_itself_is_refused_by_all() {
+    let dir = tempfile::tempdir().unwrap();
+    succeeds(&pack(&demo(), dir.path(), &["--to", "int8"]));
+    let file = dir.path().join("layerstream-pack.json");
+    let good: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    let name = good["shards"][0]["tensors"][0]["name"].as_str().unwrap().to_owned();
+    for (key, value, word) in [
+        ("bytes", serde_json::json!(1u64 << 50), "bytes"),
+        ("offset", serde_json::json!(1u64 << 50), "offset"),
+        ("run", 1.into(), "runs of 1"),
+        ("run", 0.into(), "runs of 0"),
+        ("shape", serde_json::json!([1u64 << 40, 1u64 << 40]), "1099511627776"),
+        ("sums", serde_json::json!([]), "0 checksums"),
+    ] {
+        let mut bad = good.clone();
+        bad["shards"][0]["tensors"][0][key] = value;
+        fs::write(&file, bad.to_string()).unwrap();
+        let words = ["layerstream-pack.json", &name, word, "copy it again"];
+        fails(&verify(dir.path()), &words);
+        fails(&checked(dir.path(), "64MiB"), &words);
+        fails(&pack(&demo(), dir.path(), &["--to", "int8"]), &words);
+    }
+    // What contradicts nothing is not as it was written either.
+    let mut bad = good.clone();
+    bad["kept"] = 3.into();
+    fs::write(&file, bad.to_string()).unwrap();
+    fails(&verify(dir.path()), &["layerstream-pack.json", "checksum of itself"]);
 }
 
 /// Five tokens of a model, checked while it streams.

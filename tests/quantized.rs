@@ -17,7 +17,7 @@ use safetensors::Dtype;
 use serde_json::Value;
 
 use forms::{Fault, Form, Stored, forms};
-use model::{VOCAB, make, write};
+use model::{Layout, VOCAB, make, write};
 use reference::{GATE, logits, nmse, prompts};
 
 fn options(ram: u64) -> Options {
@@ -37,16 +37,16 @@ fn floor(dir: &Path) -> u64 {
     mib.parse::<u64>().unwrap() << 20
 }
 
-fn error_of(form: &Form, fault: Option<Fault>) -> f64 {
+fn error_of(layout: Layout, form: &Form, fault: Option<Fault>) -> f64 {
     let (quantised, plain) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    make(form, fault, quantised.path(), plain.path());
+    make(layout, form, fault, quantised.path(), plain.path());
     let found = run(quantised.path(), 1 << 30);
     if fault.is_none() {
         let floor = floor(quantised.path());
         for ram in [floor, floor + (1 << 20)] {
             let again = run(quantised.path(), ram);
             let same = found.iter().zip(&again).all(|(a, b)| a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits()));
-            assert!(same, "{}: bits differ at a budget of {ram}", form.name);
+            assert!(same, "{}, {layout:?}: bits differ at a budget of {ram}", form.name);
         }
     }
     let expected = run(plain.path(), 1 << 30);
@@ -56,9 +56,11 @@ fn error_of(form: &Form, fault: Option<Fault>) -> f64 {
 #[test]
 fn every_form_is_what_it_says() {
     for form in forms() {
-        let error = error_of(&form, None);
-        println!("{}: NMSE {error:e}", form.name);
-        assert!(error <= 1e-9, "{}: NMSE {error:e}", form.name);
+        for layout in [Layout::Separate, Layout::Packed, Layout::Experts(2)] {
+            let error = error_of(layout, &form, None);
+            println!("{}, {layout:?}: NMSE {error:e}", form.name);
+            assert!(error <= 1e-9, "{}, {layout:?}: NMSE {error:e}", form.name);
+        }
     }
 }
 
@@ -66,7 +68,7 @@ fn every_form_is_what_it_says() {
 fn a_wrong_definition_is_noticed() {
     for form in forms() {
         for fault in form.faults {
-            let error = error_of(&form, Some(*fault));
+            let error = error_of(Layout::Separate, &form, Some(*fault));
             // Far from what passes, even where a step of one is the least there is in 256.
             assert!(error > 100.0 * GATE, "{}: {fault:?} gives an NMSE of {error:e} only", form.name);
         }
@@ -122,7 +124,7 @@ fn published_forms_agree_with_their_references() {
 
 fn refused(form: &Form, change: impl Fn(&mut Vec<Stored>, &mut Value), parts: &[&str]) {
     let (quantised, plain) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let (mut tensors, mut config) = make(form, None, quantised.path(), plain.path());
+    let (mut tensors, mut config) = make(Layout::Separate, form, None, quantised.path(), plain.path());
     change(&mut tensors, &mut config);
     write(quantised.path(), &tensors, &config);
     let error = match Model::open(quantised.path(), &options(1 << 30)) {

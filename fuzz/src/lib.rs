@@ -28,6 +28,7 @@ pub const TARGETS: &[Target] = &[
     ("tokenizer_json", tokenizer_json),
     ("tokenizer_config", tokenizer_config),
     ("chat", chat),
+    ("manifest", manifest),
 ];
 
 /// For libFuzzer, which ends a process at any panic: the tokenizers library panics on some damaged files, which is caught and
@@ -248,6 +249,11 @@ pub fn chat(bytes: &[u8]) {
             template.render(&conversation()).map(drop).unwrap_or_else(refused);
         }
     }
+}
+
+/// `layerstream-pack.json`: any bytes are refused with one line, or say only what can be true.
+pub fn manifest(bytes: &[u8]) {
+    layerstream::parse_manifest(Path::new("layerstream-pack.json"), bytes).unwrap_or_else(refused);
 }
 
 /// A tokenizer with few words, in the form of the tokenizers library and of SentencePiece.

@@ -42,7 +42,8 @@ pub use zip::{ZipEntry, parse_zip};
 
 use crate::error::{Error, Result};
 use locate::{Form, Place};
-use words::{first_repeated, nearest, order_by_name, tensor_error};
+pub(crate) use words::{excerpt, json_problem, tensor_error};
+use words::{first_repeated, nearest, order_by_name};
 
 /// Index of a file in [`Checkpoint::files`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -72,7 +73,7 @@ pub struct Tensor {
 
 impl Tensor {
     /// Whether it is packed, and has this name in its file.
-    fn is_packed_as(&self, name: &str) -> bool {
+    pub(crate) fn is_packed_as(&self, name: &str) -> bool {
         matches!(self.dtype, Dtype::Packed(packed) if packed::plain_name(name, packed) == Some(&self.name))
     }
 }

@@ -14,7 +14,7 @@ const EXCERPT: usize = 200;
 pub(super) const LFS_POINTER: &str = "is a Git LFS pointer instead of the file it stands for: run `git lfs pull`";
 
 /// Text out of a file, fit for a message: control characters escaped, cut when long.
-pub(super) fn excerpt(text: &str) -> String {
+pub(crate) fn excerpt(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len().min(EXCERPT));
     for (i, c) in text.chars().enumerate() {
         match c {
@@ -33,12 +33,12 @@ pub(super) fn checkpoint_error(path: &Path, problem: impl Into<String>) -> Error
     Error::Checkpoint { path: path.into(), problem: problem.into() }
 }
 
-pub(super) fn tensor_error(path: &Path, tensor: &str, problem: impl Into<String>) -> Error {
+pub(crate) fn tensor_error(path: &Path, tensor: &str, problem: impl Into<String>) -> Error {
     Error::Tensor { path: path.into(), tensor: excerpt(tensor), problem: problem.into() }
 }
 
 /// What serde_json has to say, without the text of the file it may quote at length.
-pub(super) fn json_problem(error: &serde_json::Error) -> String {
+pub(crate) fn json_problem(error: &serde_json::Error) -> String {
     let text = error.to_string();
     let place = format!(" at line {} column {}", error.line(), error.column());
     match text.strip_suffix(&place) {

@@ -221,10 +221,7 @@ impl Builder<'_> {
             }
             Qkv::Packed(name) => {
                 let name = flow.name(name);
-                let (k, v) = (q_width, q_width + kv_width);
-                for (part, output) in [(0..k, on.q), (k..v, on.k), (v..all, on.v)] {
-                    self.project(Projection { part, bias, ..Projection::new(&name, all, cols, input, output) })?;
-                }
+                self.project_parts(&name, cols, bias, input, &[on.q, on.k, on.v])?;
             }
             Qkv::Grouped(name) => {
                 let name = flow.name(name);
@@ -271,9 +268,7 @@ impl Builder<'_> {
             }
             Mlp::Packed(name) => {
                 let name = flow.name(name);
-                for (part, output) in [(0..inner, on.gate), (inner..2 * inner, on.up)] {
-                    self.project(Projection { part, bias, ..Projection::new(&name, 2 * inner, cols, input, output) })?;
-                }
+                self.project_parts(&name, cols, bias, input, &[on.gate, on.up])?;
                 self.step(Step::Glu { activation, gate: on.gate, up: on.up });
             }
             Mlp::Plain(name) => {

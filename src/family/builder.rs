@@ -2,6 +2,7 @@
 //! What a decoder layer is made of is in `blocks`; which of it a family uses, in the family's own file. Users of the library
 //! write families with the same builder (`examples/family.rs`).
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use crate::checkpoint::{Checkpoint, Dtype, Tensor};
@@ -85,6 +86,8 @@ pub struct Builder<'a> {
     states: Vec<usize>,
     pub(super) experts: Vec<ExpertLayer>,
     steps: Vec<Step>,
+    /// By width, what packed projections make that are multiplied whole.
+    packed: BTreeMap<usize, Buffer>,
 }
 
 impl<'a> Builder<'a> {
@@ -101,6 +104,7 @@ impl<'a> Builder<'a> {
             states: Vec::new(),
             experts: Vec::new(),
             steps: Vec::new(),
+            packed: BTreeMap::new(),
         }
     }
 
@@ -183,6 +187,43 @@ impl<'a> Builder<'a> {
         let matrix = self.stream(matrix);
         let bias = p.bias.then(|| self.part_of_vector(&format!("{}.bias", p.name), p.all, p.part)).transpose()?;
         self.multiply(Product { bias, add: p.add, scale: p.scale, ..Product::new(matrix, p.input, p.output) })
+    }
+
+    /// Appends the parts of a packed projection, whose rows lie one after the other, each to a buffer that is as wide as it
+    /// has rows. Where it is stored as its transpose, in which its rows are columns, it is multiplied whole.
+    pub(super) fn project_parts(
+        &mut self,
+        name: &str,
+        cols: usize,
+        bias: bool,
+        input: Buffer,
+        outputs: &[Buffer],
+    ) -> Result<()> {
+        let widths: Vec<usize> = outputs.iter().map(|output| self.buffers[output.0]).collect();
+        let (all, mut first) = (widths.iter().sum(), 0);
+        let packed = self.lies_in_columns(name).then(|| self.packed(all));
+        if let Some(packed) = packed {
+            self.project(Projection { bias, ..Projection::new(name, all, cols, input, packed) })?;
+        }
+        for (&output, width) in outputs.iter().zip(widths) {
+            let part = first..first + width;
+            match packed {
+                Some(input) => self.step(Step::Rearrange { input, output, first, run: width, stride: all }),
+                None => self.project(Projection { part, bias, ..Projection::new(name, all, cols, input, output) })?,
+            }
+            first += width;
+        }
+        Ok(())
+    }
+
+    /// The buffer of this width for what is divided at once.
+    fn packed(&mut self, width: usize) -> Buffer {
+        if let Some(buffer) = self.packed.get(&width) {
+            return *buffer;
+        }
+        let buffer = self.buffer(width);
+        self.packed.insert(width, buffer);
+        buffer
     }
 
     /// Appends a product with a matrix that is streamed.

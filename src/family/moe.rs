@@ -223,13 +223,7 @@ impl Builder<'_> {
             let mut expert = |e: usize| {
                 let parts = moe.parts.iter().zip(shapes);
                 let name = |part: &str| format!("{at}.{e}.{part}.weight");
-                let matrices = parts.map(|(part, (rows, cols))| {
-                    let matrix = self.matrix(&name(part), rows, cols)?;
-                    match matrix.groups {
-                        None => Ok(matrix),
-                        Some(_) => Err(self.unsupported(&matrix.tensor, &format!("of experts in {}", matrix.encoding))),
-                    }
-                });
+                let matrices = parts.map(|(part, (rows, cols))| self.matrix(&name(part), rows, cols));
                 Ok(Expert { matrices: matrices.collect::<Result<_>>()?, exponents: Vec::new() })
             };
             return (0..moe.experts).map(&mut expert).collect();

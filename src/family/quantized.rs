@@ -238,6 +238,13 @@ impl Builder<'_> {
         Ok(())
     }
 
+    /// Whether a projection is stored as its transpose.
+    pub(super) fn lies_in_columns(&self, name: &str) -> bool {
+        let in_words = matches!(self.quantization, Quantization::Gptq(_) | Quantization::Awq { .. })
+            && self.checkpoint.get(&format!("{name}.qweight")).is_some();
+        in_words || self.checkpoint.get(&format!("{name}.weight")).is_some_and(|tensor| tensor.transposed)
+    }
+
     /// A matrix in words, unless the method left it as it was.
     fn words(&self, wanted: &Wanted, matrix: impl FnOnce(&Self) -> Result<Matrix>) -> Result<Option<Matrix>> {
         let words = wanted.sibling("qweight");

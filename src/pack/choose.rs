@@ -1,7 +1,7 @@
 //! What becomes of every tensor: the matrices of the program that the family builds are packed; norms, biases, routers, gates
 //! of one row and, unless nothing is lost or it is asked for, embedding and head stay as they are.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs;
 use std::path::Path;
 
@@ -67,7 +67,38 @@ pub fn choose(manifest: &mut Manifest, source: &Path, options: &Options, tell: &
         manifest.shards.push(shard);
     }
     manifest.transposed = transposed;
-    Ok(())
+    match manifest.shards.iter().flat_map(|shard| &shard.tensors).any(|tensor| tensor.packed.is_some()) {
+        true => Ok(()),
+        false => Err(nothing(source, manifest, options, &types(&checkpoint, &chosen))),
+    }
+}
+
+/// The types of these tensors, each once.
+fn types(checkpoint: &Checkpoint, names: &HashSet<&str>) -> String {
+    let types =
+        checkpoint.tensors().filter(|tensor| names.contains(tensor.name.as_str())).map(|tensor| tensor.dtype.name());
+    types.collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>().join(", ")
+}
+
+/// All would be copied as it is, for which nobody needs a second one.
+fn nothing(source: &Path, manifest: &Manifest, options: &Options, types: &str) -> Error {
+    let (to, kept, transposed) = (options.to.name(), manifest.kept, manifest.transposed);
+    let mut found = Vec::new();
+    if kept > 0 {
+        found.push(format!("{kept} are not bf16, or would hardly get smaller (their types: {types})"));
+    }
+    if transposed > 0 {
+        found.push(format!("{transposed} are stored as their transpose"));
+    }
+    let advice = match options.to {
+        Packed::Lossless { .. } => "pack it --to int8 or nf4, or use it as it is",
+        _ => "use it as it is",
+    };
+    let found = if found.is_empty() { "it has none that are streamed".into() } else { found.join(", and ") };
+    Error::Request(format!(
+        "{}: no matrix would be packed as {to}: {found}. Nothing was written: {advice}",
+        source.display()
+    ))
 }
 
 /// The names of the tensors to be packed, and how many matrices are transposed and therefore are not.

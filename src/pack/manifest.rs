@@ -1,7 +1,7 @@
 //! The manifest, `layerstream-pack.json`: what the result is made of, with a checksum for every run of rows of every tensor;
 //! and, while packing goes on, the record of what is done. It is replaced as a whole, never changed in place.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
@@ -10,21 +10,25 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::Options;
-use super::files::{Steps, replace};
+use super::agree::{self, ADVICE};
+use super::files::{Steps, replace, sum};
 use super::shard::{run_at, runs};
-use crate::checkpoint::{CheckpointFile, Dtype, METADATA, Stored};
+use crate::checkpoint::{Checkpoint, CheckpointFile, Dtype, METADATA, Stored, Tensor, excerpt, json_problem};
 use crate::disk::{CheckedRun, Checksums};
 use crate::encoding::Packed;
 use crate::error::{Error, Result};
 
 pub(crate) const MANIFEST: &str = "layerstream-pack.json";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Where tensors begin in a file if they can: at multiples of this, so that rows are read directly without a detour.
 pub const ALIGN: u64 = 4096;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Manifest {
     version: u32,
+    /// Checksum of the rest of the manifest.
+    #[serde(default)]
+    sum: String,
     /// The encoding, as its metadata calls it.
     to: String,
     block: usize,
@@ -90,6 +94,7 @@ impl Manifest {
     pub fn new(options: &Options, small: Vec<Small>) -> Manifest {
         Manifest {
             version: VERSION,
+            sum: String::new(),
             to: options.to.name().into(),
             block: options.to.block(),
             head: options.head,
@@ -109,13 +114,46 @@ impl Manifest {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(Error::io(&path, "read")(error)),
         };
-        let problem = match serde_json::from_slice::<Manifest>(&bytes) {
-            Ok(manifest) if manifest.version == VERSION && manifest.is_plain() => return Ok(Some(manifest)),
-            Ok(manifest) if manifest.version == VERSION => "names files outside of its directory".into(),
-            Ok(manifest) => format!("is of version {}; this program knows {VERSION}", manifest.version),
-            Err(error) => format!("is damaged: {error}"),
+        Manifest::parse(&path, &bytes).map(Some)
+    }
+
+    /// What a file says, if it can be true.
+    ///
+    /// # Errors
+    /// Anything else than what [`Manifest::write`] wrote.
+    pub fn parse(path: &Path, bytes: &[u8]) -> Result<Manifest> {
+        let refuse = |problem: String| Err(Error::Checkpoint { path: path.into(), problem });
+        let manifest: Manifest = match serde_json::from_slice(bytes) {
+            Ok(manifest) => manifest,
+            Err(error) => return refuse(format!("is no manifest: {}; {ADVICE}", json_problem(&error))),
         };
-        Err(Error::Checkpoint { path, problem })
+        if manifest.version != VERSION {
+            let found = manifest.version;
+            return refuse(format!("is of version {found}, and this program knows {VERSION}: pack the model again"));
+        }
+        if !manifest.is_plain() {
+            return refuse("names files outside of its directory".into());
+        }
+        agree::check(path, &manifest)?;
+        if manifest.sum != manifest.own_sum() {
+            let (found, expected) = (excerpt(&manifest.sum), manifest.own_sum());
+            return refuse(format!("its checksum of itself is `{found}`, not `{expected}`; {ADVICE}"));
+        }
+        Ok(manifest)
+    }
+
+    /// What the file has to say.
+    pub fn whole(&self) -> Vec<u8> {
+        Manifest { sum: self.own_sum(), ..self.clone() }.text()
+    }
+
+    /// The checksum of all that it says.
+    fn own_sum(&self) -> String {
+        sum(&Manifest { sum: String::new(), ..self.clone() }.text())
+    }
+
+    fn text(&self) -> Vec<u8> {
+        serde_json::to_vec_pretty(self).expect("a manifest has no keys that are not text")
     }
 
     fn is_plain(&self) -> bool {
@@ -123,14 +161,12 @@ impl Manifest {
         names.into_iter().all(|name| Path::new(name).file_name().is_some_and(|file| file == name.as_str()))
     }
 
-    /// What the bytes of these files must be, or why that is not known.
-    pub fn checksums(&self, files: &[CheckpointFile]) -> Result<Checksums, String> {
+    /// What the bytes of the files of a checkpoint must be, or why that is not known.
+    pub fn checksums(&self, checkpoint: &Checkpoint) -> Result<Checksums, String> {
         let of = |file: &CheckpointFile| {
-            let name = file.path.file_name().unwrap_or_default();
-            let shard = self.shards.iter().find(|shard| name == shard.file.as_str());
-            let shard = shard.ok_or_else(|| format!("does not list {}", name.display()))?;
+            let shard = self.shard_of(file)?;
             if shard.bytes != file.len {
-                let (len, name) = (file.len, name.display());
+                let (len, name) = (file.len, &shard.file);
                 return Err(format!("says that {name} has {} bytes, but it has {len}", shard.bytes));
             }
             let checked = |(t, run): (usize, usize)| {
@@ -142,7 +178,29 @@ impl Manifest {
             };
             runs(&shard.tensors).into_iter().map(checked).collect()
         };
-        Ok(Checksums::new(files.iter().map(of).collect::<Result<_, String>>()?))
+        let files = checkpoint.files();
+        let sums = files.iter().map(of).collect::<Result<_, String>>()?;
+        let places =
+            self.shards.iter().flat_map(|shard| shard.tensors.iter().map(move |t| ((&shard.file, t.offset), t)));
+        let places: HashMap<_, _> = places.filter(|(_, tensor)| tensor.bytes > 0).collect();
+        for tensor in checkpoint.tensors().filter(|tensor| tensor.span.len > 0) {
+            let shard = self.shard_of(&files[tensor.span.file.0 as usize])?;
+            let known = places.get(&(&shard.file, tensor.span.offset));
+            if known.is_none_or(|known| known.bytes != tensor.span.len || !known.is(tensor)) {
+                let (offset, len) = (tensor.span.offset, tensor.span.len);
+                return Err(format!(
+                    "does not know `{}`, which has {len} bytes at offset {offset} of {}",
+                    tensor.name, shard.file
+                ));
+            }
+        }
+        Ok(Checksums::new(sums))
+    }
+
+    fn shard_of(&self, file: &CheckpointFile) -> Result<&Shard, String> {
+        let name = file.path.file_name().unwrap_or_default();
+        let shard = self.shards.iter().find(|shard| name == shard.file.as_str());
+        shard.ok_or_else(|| format!("does not list {}", name.display()))
     }
 
     /// What was begun, if it was with these options.
@@ -160,8 +218,7 @@ impl Manifest {
     }
 
     pub fn write(&self, dir: &Path, steps: &Steps) -> Result<()> {
-        let text = serde_json::to_vec_pretty(self).expect("a manifest has no keys that are not text");
-        replace(&dir.join(MANIFEST), &text, steps)
+        replace(&dir.join(MANIFEST), &self.whole(), steps)
     }
 
     /// Which tensor is in which file, in the form that all readers of safetensors know.
@@ -184,16 +241,19 @@ impl Entry {
         self.name = format!("{}.{}", self.name, packed.name());
         self.dtype = Dtype::U8.name().into();
     }
+
+    /// Whether a tensor of a checkpoint is this one.
+    fn is(&self, tensor: &Tensor) -> bool {
+        self.name == tensor.name || tensor.is_packed_as(&self.name)
+    }
 }
 
 impl Shard {
     /// Places the tensors behind a header with room for them, without gaps, as readers of safetensors demand. The first is at
     /// a multiple of [`ALIGN`], and those with a multiple of it in bytes come first: so all of these are.
     pub fn place(&mut self) {
-        // Offsets take more digits in a file than they do here, at most so many more each.
-        let longest: u64 = self.header_json().len() as u64 + 48 * self.tensors.len() as u64 + 16;
         self.tensors.sort_by_key(|tensor| (tensor.bytes % ALIGN != 0, tensor.bytes % 8 != 0));
-        let mut at = (8 + longest).next_multiple_of(ALIGN);
+        let mut at = self.first_offset();
         for tensor in &mut self.tensors {
             tensor.offset = at;
             at += tensor.bytes;
@@ -201,10 +261,15 @@ impl Shard {
         self.bytes = at;
     }
 
+    /// Where tensors begin in a file with these.
+    pub fn first_offset(&self) -> u64 {
+        (8 + self.header_json().len() as u64).next_multiple_of(ALIGN)
+    }
+
     /// Length and header: the beginning of the file, up to its first tensor.
     pub fn header(&self) -> Vec<u8> {
-        let start = self.tensors.first().map_or(self.bytes, |tensor| tensor.offset) as usize;
         let json = self.header_json();
+        let start = (8 + json.len()).next_multiple_of(ALIGN as usize);
         let mut header = ((start - 8) as u64).to_le_bytes().to_vec();
         header.extend(json.as_bytes());
         header.resize(start, b' ');
@@ -217,13 +282,12 @@ impl Shard {
         let packed = serde_json::to_string(&packed).expect("names are text");
         let mut entries = serde_json::Map::new();
         entries.insert("__metadata__".into(), json!({"format": "pt", METADATA: packed}));
-        let start = self.tensors.first().map_or(0, |tensor| tensor.offset);
+        let mut at = 0;
         for tensor in &self.tensors {
-            let at = tensor.offset - start;
-            let entry = json!({
-                "dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [at, at + tensor.bytes],
-            });
+            let end = at + tensor.bytes;
+            let entry = json!({"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [at, end]});
             entries.insert(tensor.name.clone(), entry);
+            at = end;
         }
         Value::Object(entries).to_string()
     }

@@ -1,7 +1,7 @@
 //! One shard: read in runs of whole rows by several threads, packed, and written to its place in the new file. Every so
 //! many bytes are synced and read back from the drive while other threads go on; and when all are, the file gets its name.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -22,7 +22,9 @@ use crate::error::{Error, Result};
 /// Bytes of a source's beginning that it is known by.
 pub const SOURCE_START: u64 = 1 << 20;
 /// Bytes of the source that are read at once, unless memory is scarcer.
-const RUN: u64 = 4 << 20;
+pub const RUN: u64 = 4 << 20;
+/// The fewest into which rows that are too long for that are cut.
+pub const LEAST_PIECE: u64 = 4096;
 /// Bytes that are written before they are synced: a fraction of a second's, so that the drive always has some to write.
 const BATCH: u64 = 64 << 20;
 
@@ -43,7 +45,7 @@ pub fn run_of(entry: &Entry, options: &Options) -> Result<u64> {
     };
     let Some(stored) = &entry.packed else {
         return Ok(if row_bytes == 0 || row_bytes > most {
-            most.max(4096)
+            most.max(LEAST_PIECE)
         } else {
             whole(most / row_bytes) * row_bytes
         });
@@ -67,12 +69,7 @@ pub fn write(
     steps: &Steps,
     tell: &(dyn Fn(u64) + Sync),
 ) -> Result<()> {
-    let source = File::open(from).map_err(Error::io(from, "open"))?;
-    let len = source.metadata().map_err(Error::io(from, "open"))?.len();
-    if len != shard.source_bytes || start_of(from)? != shard.source_sum {
-        let problem = format!("is not the file that {} was begun with", out.display());
-        return Err(Error::Checkpoint { path: from.into(), problem });
-    }
+    require_source(from, out, shard)?;
     let path = out.join(&shard.file);
     let partial = partial(&path);
     steps.step();
@@ -93,6 +90,16 @@ pub fn write(
     steps.step();
     file.sync_all().map_err(cannot_write(&partial))?;
     put_in_place(&path, steps)
+}
+
+/// Refuses another file than the one that a shard was, or is to be, made from.
+pub fn require_source(from: &Path, out: &Path, shard: &Shard) -> Result<()> {
+    let len = fs::metadata(from).map_err(Error::io(from, "open"))?.len();
+    if len == shard.source_bytes && start_of(from)? == shard.source_sum {
+        return Ok(());
+    }
+    let problem = format!("is not the file that {} was begun with", out.display());
+    Err(Error::Checkpoint { path: from.into(), problem })
 }
 
 /// A shard being made.
@@ -230,7 +237,7 @@ pub fn source_at(tensor: &Entry, run: usize) -> (u64, u64) {
 }
 
 /// Runs of a tensor.
-fn runs_of(tensor: &Entry) -> usize {
+pub fn runs_of(tensor: &Entry) -> usize {
     tensor.bytes.div_ceil(tensor.run.max(1)) as usize
 }
 

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use super::files::sum;
-use super::manifest::{Entry, MANIFEST, Manifest, Shard};
+use super::manifest::{Entry, MANIFEST, Manifest, Shard, Small};
 use super::reading::Reading;
 use super::shard::{in_parallel, run_at, runs};
 use crate::disk::memory::Region;
@@ -38,13 +38,7 @@ pub(crate) fn verify(dir: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<S
         let problem = format!("says that packing is not finished, {left} files are left: run the same command again");
         return Err(Error::Checkpoint { path: manifest, problem });
     }
-    for small in &found.small {
-        let path = dir.join(&small.file);
-        let bytes = fs::read(&path).map_err(Error::io(&path, "read"))?;
-        if bytes.len() as u64 != small.bytes || sum(&bytes) != small.sum {
-            return Err(other_bytes(&path));
-        }
-    }
+    small_files(dir, &found.small)?;
     if found.shards.len() > 1 {
         let path = dir.join("model.safetensors.index.json");
         if fs::read(&path).map_err(Error::io(&path, "read"))? != found.index() {
@@ -60,6 +54,21 @@ pub(crate) fn verify(dir: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<S
     }
     let tensors = found.shards.iter().map(|shard| shard.tensors.len()).sum();
     Ok(Summary { files: found.shards.len() + found.small.len(), tensors, bytes: total })
+}
+
+/// Checks the files that were copied whole.
+pub fn small_files(dir: &Path, files: &[Small]) -> Result<()> {
+    for small in files {
+        let path = dir.join(&small.file);
+        let found = fs::metadata(&path).map_err(Error::io(&path, "open"))?;
+        if !found.is_file() || found.len() != small.bytes {
+            return Err(other_bytes(&path));
+        }
+        if sum(&fs::read(&path).map_err(Error::io(&path, "read"))?) != small.sum {
+            return Err(other_bytes(&path));
+        }
+    }
+    Ok(())
 }
 
 fn other_bytes(path: &Path) -> Error {
@@ -81,7 +90,7 @@ pub fn shard(dir: &Path, shard: &Shard) -> Result<()> {
         let problem = "its header is not the one that was written: damaged, or another file under this name".into();
         return Err(Error::Checkpoint { path, problem });
     }
-    let longest = shard.tensors.iter().map(|tensor| tensor.run).max().unwrap_or(0);
+    let longest = shard.tensors.iter().map(|tensor| tensor.run.min(tensor.bytes)).max().unwrap_or(0);
     in_parallel(runs(&shard.tensors), reading.regions(THREADS, longest)?, |region, (t, run)| {
         let tensor = &shard.tensors[t];
         self::run(&path, &reading, tensor, run, tensor.sums.get(run), region)

@@ -8,7 +8,7 @@ use std::ops::Range;
 use super::{PAGE, RING_TILES, TILE_TARGET, device};
 use crate::checkpoint::Span;
 use crate::disk::align::enclose;
-use crate::program::{Expert, Program};
+use crate::program::{Expert, Matrix, Program};
 
 /// What the experts get before the other weights get more than they need to be streamed: enough that a drive has all that
 /// it can use in flight.
@@ -36,7 +36,7 @@ pub struct ExpertTile {
     /// Which of the expert's matrices.
     pub matrix: usize,
     pub rows: Range<usize>,
-    /// What is read: the rows, and after them their exponents if they have any.
+    /// What is read: the rows, after them their exponents if they have any, and with a matrix's first rows its factors.
     pub spans: Vec<Span>,
 }
 
@@ -88,6 +88,11 @@ pub fn span_bytes(len: u64) -> usize {
 }
 
 impl ExpertTile {
+    /// How many tensors of factors come with it, for the whole matrix: its last spans.
+    pub fn factors(&self, matrix: &Matrix) -> usize {
+        matrix.groups.as_ref().filter(|_| self.rows.start == 0).map_or(0, |groups| groups.parts.len())
+    }
+
     /// Bytes on disk.
     pub fn bytes(&self) -> u64 {
         self.spans.iter().map(|span| span.len).sum()
@@ -138,7 +143,7 @@ pub(super) fn place(program: &Program, left: usize, align: usize) -> (ExpertPlan
         return (ExpertPlan::default(), 0);
     }
     let left = left / PAGE * PAGE;
-    let plan = ExpertPlan::cut(program, target(left, 2 * align));
+    let plan = ExpertPlan::cut(program, target(program, left, 2 * align));
     let all = plan.block(align).saturating_mul(plan.tiles.len()).next_multiple_of(PAGE);
     (plan, left.min(all))
 }
@@ -150,7 +155,7 @@ pub(super) fn place_on_gpu(program: &Program, left: usize, vram: usize, align: u
         return (ExpertPlan::default(), 0, 0);
     }
     let left = left / PAGE * PAGE;
-    let plan = ExpertPlan::cut(program, target(left, 2 * align).min(target(vram, device::ALIGN)));
+    let plan = ExpertPlan::cut(program, target(program, left, 2 * align).min(target(program, vram, device::ALIGN)));
     let (block, device_block, count) = (plan.block(align), plan.device_block(), plan.tiles.len());
     let blocks = (vram / device_block).min(count);
     let wanted = block.saturating_mul(count - blocks).max(WORKING_TARGET).max(RING_TILES * block);
@@ -159,9 +164,14 @@ pub(super) fn place_on_gpu(program: &Program, left: usize, vram: usize, align: u
 }
 
 /// The most bytes of rows that a tile may have for so much memory, which takes so many more for a span.
-fn target(memory: usize, more: usize) -> usize {
+fn target(program: &Program, memory: usize, more: usize) -> usize {
+    let experts = program.experts.iter().flat_map(|layer| &layer.experts).flat_map(|expert| &expert.matrices);
+    let groups = experts.filter_map(|matrix| matrix.groups.as_ref());
+    let factors =
+        groups.map(|groups| groups.parts.iter().map(|part| part.tensor.span.len as usize + more).sum::<usize>());
+    let beside = 2 * more + factors.max().unwrap_or(0);
     // Exponents are a sixteenth of their rows, and a span of their own.
-    TILE_TARGET.min((memory / RING_TILES).saturating_sub(2 * more) / 17 * 16)
+    TILE_TARGET.min((memory / RING_TILES).saturating_sub(beside) / 17 * 16)
 }
 
 #[cfg(test)]
@@ -170,11 +180,25 @@ mod tests {
 
     use super::super::tests::{ALIGN, matrix, named_floor, program, request};
     use super::*;
+    use crate::encoding::Encoding;
     use crate::plan::{GpuRequest, Plan, Request};
-    use crate::program::{Expert, ExpertLayer, Exponents};
+    use crate::program::{Expert, ExpertLayer, Exponents, Groups, Part, Role};
+
+    /// What a matrix of an expert has beside its rows.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum Beside {
+        Nothing,
+        Exponents,
+        Factors,
+    }
+
+    /// Any of these.
+    fn beside() -> impl Strategy<Value = Beside> {
+        prop_oneof![Just(Beside::Nothing), Just(Beside::Exponents), Just(Beside::Factors)]
+    }
 
     /// A dense program with layers of `experts` experts, of which each has matrices of these shapes.
-    fn sparse(shapes: &[(usize, usize)], layers: usize, experts: usize, exponents: bool) -> Program {
+    fn sparse(shapes: &[(usize, usize)], layers: usize, experts: usize, beside: Beside) -> Program {
         let mut program = program(&[(300, 200), (500, 100)]);
         let mut offset = 10_000_001;
         let mut expert = || {
@@ -182,10 +206,22 @@ mod tests {
             for &(rows, cols) in shapes {
                 expert.matrices.push(matrix(offset, rows, cols));
                 offset += expert.matrices.last().unwrap().bytes();
-                if exponents {
-                    let tensor = matrix(offset, rows, cols.div_ceil(32)).tensor;
-                    expert.exponents.push(Exponents { tensor, first_row: 0, row_bytes: cols.div_ceil(32) });
-                    offset += (rows * cols.div_ceil(32)) as u64;
+                let factors = matrix(offset, rows, cols.div_ceil(32));
+                match beside {
+                    Beside::Nothing => {}
+                    Beside::Exponents => {
+                        let tensor = factors.tensor;
+                        expert.exponents.push(Exponents { tensor, first_row: 0, row_bytes: cols.div_ceil(32) });
+                        offset += (rows * cols.div_ceil(32)) as u64;
+                    }
+                    Beside::Factors => {
+                        let role = Role::Scales { encoding: Encoding::Bf16, repeat: 1, divisor: 1.0 };
+                        offset += factors.bytes();
+                        let parts = vec![Part { role, tensor: factors.tensor }];
+                        let count = rows * cols.div_ceil(32);
+                        let groups = Groups { parts, count, rows: 1, cols: 32 };
+                        expert.matrices.last_mut().unwrap().groups = Some(groups);
+                    }
                 }
             }
             expert
@@ -201,11 +237,11 @@ mod tests {
         fn experts_fit_a_gpu(
             shapes in prop::collection::vec((1..1500usize, 1..1500usize), 2..4),
             experts in 1..9usize,
-            exponents: bool,
+            beside in beside(),
             ram in 1..100u64,
             vram in 1..100u64,
         ) {
-            let program = sparse(&shapes, 2, experts, exponents);
+            let program = sparse(&shapes, 2, experts, beside);
             let context = 3_000_000;
             let on_gpu = |ram: u64, vram: u64| Request {
                 scratch: 0,
@@ -235,10 +271,10 @@ mod tests {
             shapes in prop::collection::vec((1..1500usize, 1..1500usize), 2..4),
             layers in 1..4usize,
             experts in 1..9usize,
-            exponents: bool,
+            beside in beside(),
             mib in 1..100u64,
         ) {
-            let program = sparse(&shapes, layers, experts, exponents);
+            let program = sparse(&shapes, layers, experts, beside);
             let plan = match Plan::new(&program, &request(mib << 20)) {
                 Ok(plan) => plan,
                 Err(error) => {
@@ -260,7 +296,8 @@ mod tests {
                             let tile = tiles.next().expect("tiles for every matrix");
                             prop_assert_eq!((tile.layer, tile.expert, tile.matrix, tile.rows.start), (layer, expert, m, row));
                             prop_assert_eq!(tile.spans[0], matrix.span(tile.rows.clone()));
-                            prop_assert_eq!(tile.spans.len(), 1 + usize::from(exponents));
+                            let more = beside == Beside::Exponents || beside == Beside::Factors && row == 0;
+                            prop_assert_eq!(tile.spans.len(), 1 + usize::from(more));
                             row = tile.rows.end;
                         }
                     }
@@ -272,7 +309,7 @@ mod tests {
 
     #[test]
     fn weights_of_every_pass_come_first_and_experts_get_the_rest() {
-        let program = sparse(&[(1000, 500), (1000, 500), (500, 1000)], 4, 8, false);
+        let program = sparse(&[(1000, 500), (1000, 500), (500, 1000)], 4, 8, Beside::Nothing);
         let plan = Plan::new(&program, &request(64 << 20)).unwrap();
         assert!(plan.tiles.iter().all(|tile| tile.tier == super::super::Tier::Host));
         assert!(plan.memory.experts > 48 << 20, "{}", plan.memory.experts);

@@ -1,5 +1,6 @@
 //! Factors of which a matrix has too many for them to stay in memory: one for each few dozen of its numbers. They are
-//! streamed just before the matrix, as tiles of their own, become float32, and stay until the matrix was multiplied.
+//! streamed just before the matrix, as tiles of their own, or of experts' with the matrix's first tile; become float32, and
+//! stay until the matrix was multiplied.
 //!
 //! What they become are a scale for every group of numbers, and where the encoding has them, a zero: the number at (r, c)
 //! is `(code − zero) · scale` of its group.
@@ -129,9 +130,12 @@ impl FactorRoom {
     /// What every matrix of the program finds room in.
     pub fn of(program: &Program) -> FactorRoom {
         let mut room = FactorRoom::default();
-        for step in &program.steps {
-            let Step::MatMul(product) = step else { continue };
-            let matrix = &program.matrices[product.matrix.0];
+        let products = program.steps.iter().filter_map(|step| match step {
+            Step::MatMul(product) => Some(&program.matrices[product.matrix.0]),
+            _ => None,
+        });
+        let experts = program.experts.iter().flat_map(|layer| &layer.experts).flat_map(|expert| &expert.matrices);
+        for matrix in products.chain(experts) {
             let Some(groups) = &matrix.groups else { continue };
             room.scales = room.scales.max(groups.count);
             room.zeros = room.zeros.max(if groups.have_zeros() { groups.count } else { 0 });

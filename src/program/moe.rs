@@ -41,10 +41,21 @@ impl Exponents {
 }
 
 impl Expert {
-    /// What is read for some stored rows of one of its matrices.
+    /// What is read for some stored rows of one of its matrices: the rows, their exponents if they have any, and with the
+    /// first rows all factors of the matrix.
     pub fn spans(&self, matrix: usize, rows: Range<usize>) -> Vec<Span> {
+        let weights = &self.matrices[matrix];
         let exponents = self.exponents.get(matrix).map(|exponents| exponents.span(rows.clone()));
-        std::iter::once(self.matrices[matrix].span(rows)).chain(exponents).collect()
+        let groups = weights.groups.as_ref().filter(|_| rows.start == 0);
+        let factors = groups.into_iter().flat_map(|groups| &groups.parts).map(|part| part.tensor.span);
+        std::iter::once(weights.span(rows)).chain(exponents).chain(factors).collect()
+    }
+
+    /// Bytes of all its matrices, with what belongs to them.
+    fn bytes(&self) -> u64 {
+        let matrices = self.matrices.iter().enumerate();
+        let spans = matrices.flat_map(|(m, matrix)| self.spans(m, 0..matrix.stored_rows()));
+        spans.map(|span| span.len).sum()
     }
 }
 
@@ -54,9 +65,9 @@ impl ExpertLayer {
         self.bytes() / self.experts.len() as u64 * self.top_k as u64
     }
 
-    /// Bytes of all matrices on disk.
+    /// Bytes of all experts on disk.
     pub fn bytes(&self) -> u64 {
-        self.experts.iter().flat_map(|expert| &expert.matrices).map(Matrix::bytes).sum()
+        self.experts.iter().map(Expert::bytes).sum()
     }
 }
 

@@ -12,7 +12,7 @@ use safetensors::{Dtype, SafeTensors};
 use crate::child::{Job, Outcome};
 use crate::expected::nmse;
 use crate::forms::{Form, forms};
-use crate::model::{VOCAB, make, write};
+use crate::model::{EXPERTS, Layout, VOCAB, make, write};
 use crate::parent::run;
 
 fn ids() -> Vec<Vec<u32>> {
@@ -62,9 +62,9 @@ fn error(outcome: &Outcome, expected: &[Vec<f32>]) -> f64 {
     found.zip(expected).map(|(found, expected)| nmse(&found, expected)).fold(0.0, f64::max)
 }
 
-fn check(form: &Form, seed: u64) -> Result<(), String> {
+fn check(layout: Layout, form: &Form, seed: u64) -> Result<(), String> {
     let (quantised, plain) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    make(form, None, quantised.path(), plain.path());
+    make(layout, form, None, quantised.path(), plain.path());
     let expected = by_processor(plain.path());
     narrow(plain.path());
     let jobs = [
@@ -74,7 +74,7 @@ fn check(form: &Form, seed: u64) -> Result<(), String> {
         Job { vram: Some(20_000), ram: Some(0), ..job(quantised.path()) },
     ];
     let (outcomes, _) = run(&jobs, &[("SEED", &seed.to_string())]).done();
-    let name = form.name;
+    let name = format!("{}, {layout:?}", form.name);
     if let Some(error) = outcomes.iter().flat_map(|outcome| &outcome.errors).next() {
         return Err(format!("{name}: {error}"));
     }
@@ -92,12 +92,33 @@ fn check(form: &Form, seed: u64) -> Result<(), String> {
     Ok(())
 }
 
+/// Forms of packed projections: those that are stored as their transpose are multiplied whole.
+const PACKED: [&str; 3] = ["gptq, 4 bits, groups of 32", "gptq in any order", "awq, groups of 32"];
+
+/// Forms of experts, with factors of every kind.
+const OF_EXPERTS: [&str; 5] = [
+    "gptq, 8 bits in any order",
+    "awq, groups of 32",
+    "nf4, scales quantized",
+    "packed, 4 bits, groups of 32, zeros",
+    "bytes, rows, zeros",
+];
+
+/// Every token has all experts: rounding cannot choose others.
+const ALL_EXPERTS: Layout = Layout::Experts(EXPERTS);
+
 #[test]
 fn every_form_is_computed() {
     let forms = forms();
+    let some = |layout: Layout, names: &'static [&str]| {
+        forms.iter().filter(|form| names.contains(&form.name)).map(move |form| (layout, form))
+    };
+    let all = forms.iter().map(|form| (Layout::Separate, form));
+    let all: Vec<_> = all.chain(some(Layout::Packed, &PACKED)).chain(some(ALL_EXPERTS, &OF_EXPERTS)).collect();
+    assert_eq!(all.len(), forms.len() + PACKED.len() + OF_EXPERTS.len());
     let part = |part: usize| {
-        let some = forms.iter().enumerate().skip(part).step_by(2);
-        some.filter_map(|(seed, form)| check(form, seed as u64).err()).collect::<Vec<_>>()
+        let some = all.iter().enumerate().skip(part).step_by(2);
+        some.filter_map(|(seed, (layout, form))| check(*layout, form, seed as u64).err()).collect::<Vec<_>>()
     };
     let problems: Vec<String> = std::thread::scope(|scope| {
         let threads = [0, 1].map(|number| scope.spawn(move || part(number)));
@@ -106,16 +127,20 @@ fn every_form_is_computed() {
     assert!(problems.is_empty(), "\n{}", problems.join("\n"));
 }
 
-/// An order of groups that leads nowhere is named before anything runs.
+/// An order of groups that leads nowhere is named before anything runs; of experts, before any of theirs does.
 #[test]
 fn a_column_in_no_group_is_named() {
     let form = forms().into_iter().find(|form| form.name == "gptq in any order").expect("a form of that name");
-    let (quantised, plain) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let (mut tensors, config) = make(&form, None, quantised.path(), plain.path());
-    let name = "model.layers.1.mlp.up_proj.g_idx";
-    tensors.iter_mut().find(|tensor| tensor.name == name).expect("an index").bytes[20] = 2;
-    write(quantised.path(), &tensors, &config);
-    let (outcomes, _) = run(&[job(quantised.path())], &[]).done();
-    let [error] = &outcomes[0].errors[..] else { panic!("{:?}", outcomes[0].errors) };
-    assert!(error.contains(name) && error.contains("column 5") && error.contains("group 2 of 2"), "{error}");
+    for (layout, name) in [
+        (Layout::Separate, "model.layers.1.mlp.up_proj.g_idx"),
+        (ALL_EXPERTS, "model.layers.1.block_sparse_moe.experts.2.w3.g_idx"),
+    ] {
+        let (quantised, plain) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (mut tensors, config) = make(layout, &form, None, quantised.path(), plain.path());
+        tensors.iter_mut().find(|tensor| tensor.name == name).expect("an index").bytes[20] = 2;
+        write(quantised.path(), &tensors, &config);
+        let (outcomes, _) = run(&[job(quantised.path())], &[]).done();
+        let error = outcomes[0].errors.first().unwrap_or_else(|| panic!("{layout:?}: no error"));
+        assert!(error.contains(name) && error.contains("column 5") && error.contains("group 2 of 2"), "{error}");
+    }
 }

@@ -1,4 +1,5 @@
-//! A small llama whose matrices are in one of the forms, and the same in float32.
+//! A small model whose matrices are in one of the forms, and the same in float32: Llama's, with packed projections as Phi-3's,
+//! or with experts as Mixtral's.
 
 use std::fs;
 use std::path::Path;
@@ -13,21 +14,62 @@ const HIDDEN: usize = 64;
 const INNER: usize = 160;
 pub const VOCAB: usize = 96;
 
-/// The projections of a layer: rows and columns.
-const PROJECTIONS: [(&str, usize, usize); 7] = [
-    ("self_attn.q_proj", HIDDEN, HIDDEN),
-    ("self_attn.k_proj", HIDDEN / 2, HIDDEN),
-    ("self_attn.v_proj", HIDDEN / 2, HIDDEN),
-    ("self_attn.o_proj", HIDDEN, HIDDEN),
-    ("mlp.gate_proj", INNER, HIDDEN),
-    ("mlp.up_proj", INNER, HIDDEN),
-    ("mlp.down_proj", HIDDEN, INNER),
-];
+/// Experts in a layer.
+pub const EXPERTS: usize = 4;
 
-fn config(quantization: &Value) -> Value {
+/// How the projections of a layer are divided into matrices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    Separate,
+    /// Queries, keys and values are one, gate and up are one.
+    Packed,
+    /// Every expert has its own; so many are for a token.
+    Experts(usize),
+}
+
+impl Layout {
+    fn architecture(self) -> &'static str {
+        match self {
+            Layout::Separate => "LlamaForCausalLM",
+            Layout::Packed => "Phi3ForCausalLM",
+            Layout::Experts(_) => "MixtralForCausalLM",
+        }
+    }
+
+    /// The projections of a layer: rows and columns.
+    fn projections(self) -> Vec<(String, usize, usize)> {
+        let mut all = match self {
+            Layout::Packed => vec![("self_attn.qkv_proj".into(), 2 * HIDDEN, HIDDEN)],
+            _ => vec![
+                ("self_attn.q_proj".into(), HIDDEN, HIDDEN),
+                ("self_attn.k_proj".into(), HIDDEN / 2, HIDDEN),
+                ("self_attn.v_proj".into(), HIDDEN / 2, HIDDEN),
+            ],
+        };
+        all.push(("self_attn.o_proj".into(), HIDDEN, HIDDEN));
+        let mut mlp = |names: &[(&str, usize, usize)], at: &str| {
+            all.extend(names.iter().map(|(name, rows, cols)| (format!("{at}.{name}"), *rows, *cols)));
+        };
+        match self {
+            Layout::Separate => mlp(&[("gate_proj", INNER, HIDDEN), ("up_proj", INNER, HIDDEN)], "mlp"),
+            Layout::Packed => mlp(&[("gate_up_proj", 2 * INNER, HIDDEN)], "mlp"),
+            Layout::Experts(_) => {
+                let names = [("w1", INNER, HIDDEN), ("w3", INNER, HIDDEN), ("w2", HIDDEN, INNER)];
+                (0..EXPERTS).for_each(|e| mlp(&names, &format!("block_sparse_moe.experts.{e}")));
+            }
+        }
+        if !matches!(self, Layout::Experts(_)) {
+            mlp(&[("down_proj", HIDDEN, INNER)], "mlp");
+        }
+        all
+    }
+}
+
+fn config(layout: Layout, quantization: &Value) -> Value {
+    let top_k = if let Layout::Experts(top_k) = layout { top_k } else { 1 };
     json!({
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN, "intermediate_size": INNER,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2, "vocab_size": VOCAB,
+        "architectures": [layout.architecture()], "hidden_size": HIDDEN, "intermediate_size": INNER,
+        "num_local_experts": EXPERTS, "num_experts_per_tok": top_k, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2, "vocab_size": VOCAB,
         "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu",
         "tie_word_embeddings": false, "quantization_config": quantization,
     })
@@ -46,7 +88,7 @@ fn floats(name: &str, shape: &[usize], values: impl IntoIterator<Item = f32>) ->
 
 /// The model in this form, and the same in float32; its second layer's first projection is left as it was. Returns the
 /// former's tensors and configuration.
-pub fn make(form: &Form, fault: Option<Fault>, quantised: &Path, plain: &Path) -> (Vec<Stored>, Value) {
+pub fn make(layout: Layout, form: &Form, fault: Option<Fault>, quantised: &Path, plain: &Path) -> (Vec<Stored>, Value) {
     let mut random = Random(7);
     let mut both = vec![
         floats("model.embed_tokens.weight", &[VOCAB, HIDDEN], random.numbers(VOCAB * HIDDEN)),
@@ -59,9 +101,13 @@ pub fn make(form: &Form, fault: Option<Fault>, quantised: &Path, plain: &Path) -
         for norm in ["input_layernorm", "post_attention_layernorm"] {
             both.push(floats(&format!("{at}.{norm}.weight"), &[HIDDEN], vec![1.0; HIDDEN]));
         }
-        for (name, rows, cols) in PROJECTIONS {
+        if matches!(layout, Layout::Experts(_)) {
+            let name = format!("{at}.block_sparse_moe.gate.weight");
+            both.push(floats(&name, &[EXPERTS, HIDDEN], random.numbers(EXPERTS * HIDDEN)));
+        }
+        for (i, (name, rows, cols)) in layout.projections().into_iter().enumerate() {
             let stem = format!("{at}.{name}");
-            if (layer, name) == (1, "self_attn.q_proj") {
+            if (layer, i) == (1, 0) {
                 let values = random.numbers(rows * cols);
                 both.push(floats(&format!("{stem}.weight"), &[rows, cols], values.iter().map(|x| x / 8.0)));
                 continue;
@@ -71,8 +117,8 @@ pub fn make(form: &Form, fault: Option<Fault>, quantised: &Path, plain: &Path) -
             decoded.push(floats(&format!("{stem}.weight"), &[rows, cols], values.iter().map(|x| *x as f32)));
         }
     }
-    write(plain, &[both.clone(), decoded].concat(), &config(&Value::Null));
-    let (tensors, config) = ([both, codes].concat(), config(&form.config));
+    write(plain, &[both.clone(), decoded].concat(), &config(layout, &Value::Null));
+    let (tensors, config) = ([both, codes].concat(), config(layout, &form.config));
     write(quantised, &tensors, &config);
     (tensors, config)
 }

@@ -5,10 +5,12 @@
 use std::sync::Arc;
 
 use super::route::Chosen;
-use super::run::{CpuBackend, multiply, pair, scales};
+use super::run::{CpuBackend, multiply, multiply_grouped, pair, scales};
 use super::{Columns, Cpu, Finish, Scales, mxfp4};
+use crate::error::Result;
 use crate::plan::ExpertTile;
-use crate::program::{Buffer, Experts, Gating, Packing, Routing, Weigh};
+use crate::program::{Buffer, Expert, Experts, Gating, Packing, Routing, Weigh};
+use crate::stream;
 
 impl CpuBackend {
     /// Lets every row choose; returns the experts that were chosen by any, rising.
@@ -20,10 +22,19 @@ impl CpuBackend {
     }
 
     /// Does what the next tile of an expert makes possible.
-    pub(super) fn apply_expert(&mut self, step: &Experts, tile: &ExpertTile, bytes: &[u8], exponents: Option<&[u8]>) {
+    ///
+    /// # Errors
+    /// A column that is in no group.
+    pub(super) fn apply_expert(&mut self, step: &Experts, tile: &ExpertTile, bytes: &stream::ExpertTile) -> Result<()> {
         let program = Arc::clone(&self.program);
-        let matrices = &program.experts[step.layer].experts[tile.expert].matrices;
+        let Expert { matrices, exponents } = &program.experts[step.layer].experts[tile.expert];
         let matrix = &matrices[tile.matrix];
+        // With exponents, there are no factors.
+        let exponents = exponents.get(tile.matrix).map(|_| &bytes[1]);
+        for part in 0..tile.factors(matrix) {
+            let elements = 0..matrix.groups.as_ref().map_or(0, |groups| groups.parts[part].elements());
+            self.tables.take(&self.cpu, matrix, part, &elements, &bytes[1 + part])?;
+        }
         let (begins, ends) = (tile.rows.start == 0, tile.rows.end == matrix.stored_rows());
         let width = |buffer: Buffer| program.buffers[buffer.0];
         let left = matrices.len() - tile.matrix;
@@ -51,7 +62,12 @@ impl CpuBackend {
         let (x, out) = (&x[..rows * matrix.cols], &mut out[..rows * matrix.rows]);
         let out = Columns { data: out, stride: matrix.rows, first: 0 };
         let finish = Finish { bias, ..Finish::default() };
-        multiply(&mut self.cpu, matrix, &tile.rows, bytes, scales, x, out, finish);
+        match matrix.groups {
+            Some(_) if matrix.tensor.transposed => {
+                multiply_grouped(&mut self.cpu, matrix, &tile.rows, &bytes[0], &self.tables, x, out, finish);
+            }
+            _ => multiply(&mut self.cpu, matrix, &tile.rows, &bytes[0], scales, x, out, finish),
+        }
         if ends && left == 2 {
             if let Some((packed, packing)) = step.packed {
                 self.unpack(packed, packing, step.gate, 0, rows);
@@ -65,6 +81,7 @@ impl CpuBackend {
             let [made, output] = pair(&mut self.buffers, step.made, step.output);
             add(&self.chosen, tile.expert, made, output, width(step.output), step.weigh);
         }
+        Ok(())
     }
 
     /// Takes the gate (`part` 0) or up (1) out of what their common product made.

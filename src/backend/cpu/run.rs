@@ -231,8 +231,7 @@ impl Backend for CpuBackend {
     fn expert(&mut self, step: &Experts, tile: &ExpertTile, feed: &mut stream::Experts) -> Result<()> {
         let bytes = feed.next()?;
         let since = self.recorder.now();
-        let exponents = tile.spans.get(1).map(|_| &bytes[1]);
-        self.apply_expert(step, tile, &bytes[0], exponents);
+        self.apply_expert(step, tile, &bytes)?;
         self.recorder.ran(since, tile.bytes());
         Ok(())
     }
@@ -435,7 +434,7 @@ pub(super) fn multiply(
 
 /// The same with factors for groups of inputs.
 #[expect(clippy::too_many_arguments, reason = "all of what a product is")]
-fn multiply_grouped(
+pub(super) fn multiply_grouped(
     cpu: &mut Cpu,
     weight: &Matrix,
     rows: &Range<usize>,

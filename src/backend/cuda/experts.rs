@@ -5,6 +5,7 @@
 //! a copy until what it overwrites was used. A tile that is still there needs neither.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use layerstream_kernels::driver::{Event, Gpu, Stream};
 
@@ -14,7 +15,8 @@ use super::pool::{Place, Pool};
 use super::ring::MOST;
 use super::traps::{self, Trap};
 use crate::error::Result;
-use crate::plan::{ExpertPlan, span_bytes};
+use crate::plan::{ExpertPlan, ExpertTile, span_bytes};
+use crate::program::{Program, Role};
 use crate::stream::{ExpertTile as Lent, Experts, Forecast};
 
 /// See the module's description.
@@ -23,8 +25,9 @@ pub struct ExpertFeed {
     /// Address of the first block, and bytes of each.
     base: u64,
     block: usize,
-    /// Of each tile of the plan, the lengths of its spans.
-    spans: Vec<Vec<u64>>,
+    program: Arc<Program>,
+    /// In the order of the plan.
+    tiles: Vec<ExpertTile>,
     /// Of the copy and of the use whose numbers have this remainder. One that was recorded again since says more than it needs.
     copied: Vec<Event>,
     used: Vec<Event>,
@@ -52,7 +55,7 @@ pub struct OnGpu {
 
 impl ExpertFeed {
     /// `base` is the address of `bytes` bytes for the tiles of `plan`.
-    pub fn new(gpu: &Gpu, plan: &ExpertPlan, base: u64, bytes: usize) -> Result<ExpertFeed> {
+    pub fn new(gpu: &Gpu, program: Arc<Program>, plan: &ExpertPlan, base: u64, bytes: usize) -> Result<ExpertFeed> {
         let owners = plan.tiles.iter().map(|tile| (tile.layer, tile.expert));
         let block = plan.device_block();
         let events = || (0..MOST).map(|_| Event::untimed(gpu).map_err(failed)).collect::<Result<Vec<_>>>();
@@ -60,7 +63,8 @@ impl ExpertFeed {
             pool: Pool::new(bytes / block.max(1), plan.tiles.len(), Forecast::new(owners)),
             base,
             block,
-            spans: plan.tiles.iter().map(|tile| tile.spans.iter().map(|span| span.len).collect()).collect(),
+            program,
+            tiles: plan.tiles.clone(),
             copied: events()?,
             used: events()?,
             copies: 0,
@@ -85,7 +89,7 @@ impl ExpertFeed {
         assert!(self.queue.is_empty(), "a request while tiles of the one before are still to be used");
         for (&tile, stays) in tiles.iter().zip(self.pool.request(layer, tiles)) {
             match stays {
-                true => feed.had(self.spans[tile].iter().sum()),
+                true => feed.had(self.tiles[tile].bytes()),
                 false => self.coming.push_back(tile),
             }
         }
@@ -156,6 +160,7 @@ impl ExpertFeed {
                 self.held = feed.try_next()?;
             }
             let Some(lent) = self.held.take() else { return Ok(()) };
+            self.check(tile, &lent)?;
             let Some(place) = self.pool.place(tile) else {
                 self.held = Some(lent);
                 return Ok(());
@@ -165,21 +170,30 @@ impl ExpertFeed {
         }
     }
 
+    /// Looks at what a kernel could not say is wrong: the groups of columns, where a matrix has them in any order.
+    fn check(&self, tile: usize, lent: &Lent) -> Result<()> {
+        let ExpertTile { layer, expert, matrix, .. } = self.tiles[tile];
+        let weights = &self.program.experts[layer].experts[expert].matrices[matrix];
+        let parts = weights.groups.iter().flat_map(|groups| &groups.parts).take(self.tiles[tile].factors(weights));
+        let mut indexes = parts.enumerate().filter(|(_, part)| part.role == Role::GroupIndex);
+        indexes.try_for_each(|(i, part)| weights.check_index(part, 0, &lent[1 + i]))
+    }
+
     /// Queues the copies of a tile's spans, one behind the other.
     fn copy(&mut self, tile: usize, lent: Lent, place: Place, copies: &Stream, marks: &mut Marks) -> Result<()> {
         if let Some(after) = place.after.filter(|_| !traps::set(Trap::ExpertOverwriteBeforeUse)) {
             copies.wait(&self.used[(after % MOST as u64) as usize]).map_err(failed)?;
         }
         let (mut to, number) = (self.address(place.block), self.copies);
-        marks.begin(copies, What::Expert { step: marks.step(), bytes: self.spans[tile].iter().sum() })?;
+        marks.begin(copies, What::Expert { step: marks.step(), bytes: self.tiles[tile].bytes() })?;
         let mut queued = Ok(());
-        for (i, len) in self.spans[tile].iter().enumerate() {
+        for (i, span) in self.tiles[tile].spans.iter().enumerate() {
             let bytes = &lent[i];
             // SAFETY: the tile lies in page-locked memory, and is kept in `lent` until the copies have happened. Its block on the
             // GPU, which has room for all of its spans, is its own until what uses it has been queued, and whatever comes
             // there waits for that.
             queued = queued.and_then(|()| unsafe { copies.upload(to, bytes.as_ptr(), bytes.len()) });
-            to += span_bytes(*len) as u64;
+            to += span_bytes(span.len) as u64;
         }
         queued = queued.and_then(|()| copies.record(self.copied(number)));
         self.lent.push_back((number, lent));

@@ -83,7 +83,8 @@ impl Steps {
     }
 }
 
-/// Reads the groups of all columns, where a matrix has them in any order: what is wrong with them, a kernel could not say.
+/// Reads the groups of all columns, where a matrix has them in any order: what is wrong with them, a kernel could not say. (Those
+/// of experts are looked at when they are copied.)
 ///
 /// # Errors
 /// A column that is in no group, a read that fails.

@@ -122,7 +122,7 @@ impl CudaBackend {
         let blocks = ring + (planned.ring + planned.tiles) as u64;
         Ok(CudaBackend {
             feed,
-            experts: ExpertFeed::new(gpu, &plan.experts, blocks, planned.experts)?,
+            experts: ExpertFeed::new(gpu, Arc::clone(&program), &plan.experts, blocks, planned.experts)?,
             steps: Steps::new(&program, &layout, plan.sequences, base),
             kv: KvStream::new(gpu, &program, plan, &layout, base)?,
             states: States::new(plan.sequences),

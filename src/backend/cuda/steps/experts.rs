@@ -15,7 +15,7 @@ use crate::backend::cuda::notes::{Batch, Run, extend};
 use crate::backend::cuda::products::{self, TileProduct};
 use crate::error::{Error, Result};
 use crate::plan::{ExpertTile, span_bytes};
-use crate::program::{Buffer, Experts, Gating, Packing, Program, Routing, Scores, Weigh};
+use crate::program::{Buffer, Expert, Experts, Gating, Packing, Program, Routing, Scores, Weigh};
 
 /// What of a choice of experts has no kernel.
 pub fn unsupported_routing(routing: &Routing) -> Option<String> {
@@ -172,7 +172,7 @@ impl Steps {
         address: u64,
     ) -> Result<()> {
         let queue = Queue { card, stream };
-        let matrices = &program.experts[step.layer].experts[tile.expert].matrices;
+        let Expert { matrices, exponents } = &program.experts[step.layer].experts[tile.expert];
         let (begins, ends) = (tile.rows.start == 0, tile.rows.end == matrices[tile.matrix].stored_rows());
         let left = matrices.len() - tile.matrix;
         let (from, to) = match (left, step.packed) {
@@ -190,12 +190,19 @@ impl Steps {
         if !bias.data.is_null() {
             bias = Vector { data: (bias.data as u64 + (4 * tile.expert * matrix.rows) as u64) as *const _, ..bias };
         }
+        // Whatever else was copied lies behind the rows: either exponents or factors.
+        let behind = address + span_bytes(tile.spans[0].len) as u64;
+        let mut factors = behind;
+        for (part, span) in tile.spans[1..].iter().enumerate().take(tile.factors(matrix)) {
+            let elements = 0..matrix.groups.as_ref().map_or(0, |groups| groups.parts[part].elements());
+            self.take_factors(&queue, matrix, part, &elements, factors)?;
+            factors += span_bytes(span.len) as u64;
+        }
         let what = TileProduct {
             matrix,
             stored: &tile.rows,
             address,
-            // They lie behind the rows.
-            exponents: tile.spans.get(1).map(|_| address + span_bytes(tile.spans[0].len) as u64),
+            exponents: exponents.get(tile.matrix).map(|_| behind),
             input: from,
             output: to,
             first: 0,
