@@ -1,7 +1,9 @@
-// Rows picked by number, from one dtype or from blocks of GGUF to another, scaled on the way: see ConvertParams.
+// Rows picked by number, from one dtype, from blocks of GGUF or from packed bfloat16 to another, scaled on the way: see
+// ConvertParams.
 //
-// A thread has eight elements: 16 bytes of a 16-bit row, two times 16 of a float32 one. Of blocks it has sixteen.
+// A thread has eight elements: 16 bytes of a 16-bit row, two times 16 of a float32 one. Of GGUF's blocks it has sixteen.
 #include "gguf.cuh"
+#include "lossless.cuh"
 
 // --- naive twin: one thread an element -------------------------------------------------------------------------------
 
@@ -71,28 +73,32 @@ KERNEL(convert, ConvertParams, 256) {
     }
 }
 
-// --- blocks of GGUF --------------------------------------------------------------------------------------------------
+// --- rows in blocks --------------------------------------------------------------------------------------------------
+
+__device__ __forceinline__ Weights table_of(const ConvertParams& p) {
+    Weights table = {};
+    table.data = p.in;
+    table.row_bytes = int(p.in_stride);
+    return table;
+}
 
 template <class E> __device__ void naive_convert_blocks(const ConvertParams& p) {
     long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= (long long)p.rows * p.cols) return;
     int row = int(i / p.cols), column = int(i % p.cols);
-    Weights table = {};
-    table.data = p.in;
-    float v = E::at(table, p.cols, p.ids ? p.ids[row] : row, column);
+    float v = E::at(table_of(p), p.cols, p.ids ? p.ids[row] : row, column);
     store_element(p.out, row * p.out_stride + column, p.out_dtype, v * p.scale);
 }
 
 template <class E> __device__ void convert_blocks(const ConvertParams& p) {
-    int chunks = p.cols / E::CHUNK;
+    int chunks = ceil_div(p.cols, E::CHUNK);
     long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     if (!within(i, (long long)p.rows * chunks)) return;
     int row = int(i / chunks), column = int(i % chunks) * E::CHUNK;
-    Weights table = {};
-    table.data = p.in;
     float v[E::CHUNK];
-    E::values(E::load(table, p.cols, p.ids ? p.ids[row] : row, column), NoTable(), v);
-    for (int j = 0; j < E::CHUNK; j++) store_element(p.out, row * p.out_stride + column + j, p.out_dtype, v[j] * p.scale);
+    E::values(E::load(table_of(p), p.cols, p.ids ? p.ids[row] : row, column), NoTable(), v);
+    for (int j = 0; j < E::CHUNK; j++)
+        if (within(column + j, p.cols)) store_element(p.out, row * p.out_stride + column + j, p.out_dtype, v[j] * p.scale);
 }
 
 #define CONVERT_BLOCKS(encoding, E)                                                                                    \
@@ -103,3 +109,4 @@ CONVERT_BLOCKS(q4_0, Q4_0)
 CONVERT_BLOCKS(q4_k, Q4K)
 CONVERT_BLOCKS(q5_k, Q5K)
 CONVERT_BLOCKS(q6_k, Q6K)
+CONVERT_BLOCKS(lossless, Lossless)

@@ -10,7 +10,8 @@
 //   scale(loaded, ...)    that scale
 // All but `at` are for rows of whole steps only (`whole_steps`): STEP elements then share one scale and are aligned.
 // Unscaled operands are exact for integers and fp8, and one rounding away for nf4 and fp4. SCALED says whether there are scales, DECODED
-// whether operands are something else than the bytes that were loaded. gguf.cuh has the decoders of GGUF's blocks.
+// whether operands are something else than the bytes that were loaded. gguf.cuh has the decoders of GGUF's blocks, lossless.cuh
+// that of packed bfloat16.
 #pragma once
 #include "tile.cuh"
 
@@ -22,6 +23,9 @@ template <class E> constexpr int STEP = 4 * E::CHUNK;
 template <class E> __device__ __forceinline__ bool whole_steps(const Weights& w, int k) {
     return k % STEP<E> == 0 && E::blocks_hold_steps(w);
 }
+
+__device__ __forceinline__ uint32_t load_word(const void* p) { return *static_cast<const uint32_t*>(p); }
+__device__ __forceinline__ uint32_t load_half(const void* p) { return *static_cast<const uint16_t*>(p); }
 
 // What a product is multiplied by.
 __device__ __forceinline__ float scale_of(const GemmParams& p) { return p.scale == 0 ? 1 : p.scale; }

@@ -10,6 +10,7 @@
 //
 // The order of all additions follows from k and the encoding: a row of activations gives the same bits alone and among 63.
 #include "gguf.cuh"
+#include "lossless.cuh"
 
 constexpr int WARPS = 8;
 
@@ -313,6 +314,7 @@ GEMM(int8, Int8)
 GEMM(fp8, Fp8)
 GEMM(nf4, Nf4)
 GEMM(nf4d, Nf4d)
+GEMM(lossless, Lossless)
 GEMM(fp4, Fp4)
 GEMM(int8z, Int8Zero)
 GEMM(offset8, Offset8)

@@ -9,6 +9,7 @@
 // Rows that do not divide into steps of their encoding (whole_steps; src/launch/gemm_prefill.rs sees to that), float32, and
 // sm_75 go without tensor cores, in float32.
 #include "gguf.cuh"
+#include "lossless.cuh"
 
 constexpr int THREADS = 128, TILE = 128, PIECES = 8; // PIECES of 8 16-bit numbers are a row of a slice
 constexpr int SLICE = 8 * PIECES;
@@ -114,34 +115,47 @@ __device__ __forceinline__ void copy_slice(uint4* stage, const void* data, uint3
     }
 }
 
-// A thread's part of an undecoded slice: one chunk in each of the rows thread / 4, 32 + thread / 4, … Chunk c of slice s is
-// the thread's chunk 4 s + c, and is loaded AHEAD chunks before it is decoded: as many as there are registers for.
-constexpr int CHUNKS = 4;
+// A thread's part of an undecoded slice: 16 numbers, a chunk or two, in each of the rows thread / 4, 32 + thread / 4, … Part c of
+// slice s is the thread's part 4 s + c, and is loaded AHEAD parts before it is decoded: as many as there are registers for.
+constexpr int PARTS = 4;
 template <class E> struct Undecoded {
-    static_assert(STEP<E> == SLICE && THREADS * CHUNKS * E::CHUNK == TILE * SLICE, "a slice is one step, four chunks a thread");
+    static constexpr int NUMBERS = TILE * SLICE / THREADS / PARTS, CHUNKS = NUMBERS / E::CHUNK;
+    static_assert(SLICE % STEP<E> == 0 && CHUNKS * E::CHUNK == NUMBERS, "a slice is whole steps, a part whole chunks");
+    static_assert(!E::SCALED || STEP<E> == SLICE, "a slice has one scale");
     static constexpr int AHEAD = sizeof(typename E::Chunk) <= 16 ? 4 : 1;
-    typename E::Chunk chunk[AHEAD];
+    typename E::Chunk chunk[AHEAD][CHUNKS];
     typename E::LoadedScale scale[AHEAD];
 
     __device__ __forceinline__ void load(const GemmParams& p, const int* rows, int k0, int c) {
-        int row = rows[c * (TILE / CHUNKS) + threadIdx.x / 4];
-        chunk[c % AHEAD] = E::load(p.w, p.k, row, k0 + threadIdx.x % 4 * E::CHUNK);
+        int row = rows[c * (TILE / PARTS) + threadIdx.x / 4];
+#pragma unroll
+        for (int j = 0; j < CHUNKS; j++)
+            chunk[c % AHEAD][j] = E::load(p.w, p.k, row, k0 + threadIdx.x % 4 * NUMBERS + j * E::CHUNK);
         scale[c % AHEAD] = E::load_scale(p.w, p.k, row, k0);
     }
     __device__ __forceinline__ void decode(uint4* stage, const typename E::ValueTable& table, int c) const {
-        float v[E::CHUNK], s = E::scale(scale[c % AHEAD], table);
-        E::values(chunk[c % AHEAD], table, v);
-        int row = c * (TILE / CHUNKS) + threadIdx.x / 4, piece = threadIdx.x % 4 * 2;
-        for (int h = 0; h < 2; h++) {
-            uint32_t o[4];
-            for (int j = 0; j < 4; j++) o[j] = pack2(v[h * 8 + 2 * j] * s, v[h * 8 + 2 * j + 1] * s, typename E::Operand());
-            stage[row * PIECES + swizzle(row, piece + h)] = make_uint4(o[0], o[1], o[2], o[3]);
+        int row = c * (TILE / PARTS) + threadIdx.x / 4, piece = threadIdx.x % 4 * (NUMBERS / 8);
+        uint32_t o[CHUNKS][E::CHUNK / 2];
+#pragma unroll
+        for (int j = 0; j < CHUNKS; j++) {
+            if constexpr (E::SCALED) {
+                float v[E::CHUNK], s = E::scale(scale[c % AHEAD], table);
+                E::values(chunk[c % AHEAD][j], table, v);
+                for (int i = 0; i < E::CHUNK / 2; i++) o[j][i] = pack2(v[2 * i] * s, v[2 * i + 1] * s, typename E::Operand());
+            } else {
+                E::operands(chunk[c % AHEAD][j], table, o[j]);
+            }
+        }
+#pragma unroll
+        for (int h = 0; h < NUMBERS / 8; h++) {
+            const uint32_t* eight = &o[h * 8 / E::CHUNK][h * 8 % E::CHUNK / 2];
+            stage[row * PIECES + swizzle(row, piece + h)] = make_uint4(eight[0], eight[1], eight[2], eight[3]);
         }
     }
 };
 // Nothing, where slices are copied.
 struct Copied {
-    static constexpr int AHEAD = CHUNKS;
+    static constexpr int AHEAD = PARTS;
     __device__ __forceinline__ void load(const GemmParams&, const int*, int, int) {}
     template <class Table> __device__ __forceinline__ void decode(uint4*, const Table&, int) const {}
 };
@@ -207,18 +221,18 @@ template <class E> __device__ void tensor_gemm(const PrefillParams& prefill) {
     };
     using Ahead = typename AheadOf<E, E::DECODED>::Type;
     Ahead ahead;
-    // Chunk c of a slice from registers to its stage; the one AHEAD after it takes its place. (The last slice is decoded once
+    // Part c of a slice from registers to its stage; the one AHEAD after it takes its place. (The last slice is decoded once
     // more than it is used.)
     auto refill = [&](int slice, int c) {
         ahead.decode(w_stage(slice), table, c);
         int next = c + Ahead::AHEAD;
-        ahead.load(p, w_rows, clamped(slice + next / CHUNKS, slices) * SLICE, next % CHUNKS);
+        ahead.load(p, w_rows, clamped(slice + next / PARTS, slices) * SLICE, next % PARTS);
     };
 
     copy(0);
     copy(1);
     for (int c = 0; c < Ahead::AHEAD; c++) ahead.load(p, w_rows, 0, c);
-    for (int c = 0; c < CHUNKS; c++) refill(0, c);
+    for (int c = 0; c < PARTS; c++) refill(0, c);
     refill(1, 0);
     cp_async_wait<1>();
     __syncthreads();
@@ -357,6 +371,7 @@ GEMM_PREFILL_TENSOR(int8, Int8)
 GEMM_PREFILL_TENSOR(fp8, Fp8)
 GEMM_PREFILL_TENSOR(nf4, Nf4)
 GEMM_PREFILL_TENSOR(nf4d, Nf4d)
+GEMM_PREFILL_TENSOR(lossless, Lossless)
 GEMM_PREFILL_TENSOR(fp4, Fp4)
 GEMM_PREFILL_TENSOR(int8z, Int8Zero)
 GEMM_PREFILL_TENSOR(offset8, Offset8)

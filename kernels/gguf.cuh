@@ -10,9 +10,6 @@
 
 // --- bytes and bits --------------------------------------------------------------------------------------------------
 
-__device__ __forceinline__ uint32_t load_word(const void* p) { return *static_cast<const uint32_t*>(p); }
-__device__ __forceinline__ uint32_t load_half(const void* p) { return *static_cast<const uint16_t*>(p); }
-
 // 16 bytes from an even address, as loads that are legal: four words from the multiple of 4 at or before it, and the last two
 // bytes. What is read before them is in the tile: the first of its bytes is on 16 bytes.
 struct Unaligned16 {

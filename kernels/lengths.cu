@@ -3,6 +3,7 @@
 // A warp has a row, so the order of additions is that of k, wherever the matrix is cut into tiles. What is read here is what
 // the multiply reads next.
 #include "gguf.cuh"
+#include "lossless.cuh"
 
 // --- naive twin: one thread a row ------------------------------------------------------------------------------------
 
@@ -41,6 +42,7 @@ ROW_LENGTHS(int8, Int8)
 ROW_LENGTHS(fp8, Fp8)
 ROW_LENGTHS(nf4, Nf4)
 ROW_LENGTHS(nf4d, Nf4d)
+ROW_LENGTHS(lossless, Lossless)
 ROW_LENGTHS(fp4, Fp4)
 ROW_LENGTHS(int8z, Int8Zero)
 ROW_LENGTHS(offset8, Offset8)

@@ -76,7 +76,7 @@ struct RopeParams {
 
 /* convert (convert.cu): out[r] = scale * in[rows of in picked by ids]. Embedding lookup, a choice of rows, a change of
  * dtype. `in` and `out` are different memory. convert_q8_0 and so on: the same of rows of GGUF's blocks, 16-byte aligned,
- * without in_stride and in_dtype. */
+ * without in_stride and in_dtype; convert_lossless: of packed rows, in_stride bytes from one to the next. */
 struct ConvertParams {
     const void *in;            /* [any, cols] */
     const int *ids;            /* [rows]: row of `in`; optional: r itself */
@@ -124,6 +124,7 @@ struct AttentionParams {
  *   offset4       the same, q four bits less 8, two in a byte, the first in the low half
  *   nf4 fp4       w = table[q] * scale, two in a byte, the first in the high half
  *   nf4d          as nf4, scale = map[u8] * factor + offset (struct Nf4d); column_shift is 6
+ *   lossless      bfloat16 with exponents in three bits (lossless.cuh); of what follows it has row_bytes
  *   mxfp4         w = E2M1[q] * 2^(scale - 127), scale a u8; two in a byte, the first in the low half; k is a multiple of 32
  *
  * The scale and the zero of the number in row r of the whole matrix and column i have the index
@@ -134,7 +135,7 @@ struct Weights {
     const void *scale;  /* f32; nf4d and mxfp4: u8 */
     const float *zero;  /* optional: 0 */
     int first_row;      /* of the tile in the whole matrix */
-    int row_bytes;      /* from one row to the next, for encodings with scales; a multiple of 16 where k is one of 64 */
+    int row_bytes;      /* from one row to the next, for encodings with scales; a multiple of 16 where k is one of 64, and of lossless always */
     int scale_stride;   /* from the scales of one row of blocks to those of the next, in elements */
     int row_shift, column_shift; /* log2 of a block's sides; 7, 7 for DeepSeek; 0, 31 a row; 31, 31 for all */
 };

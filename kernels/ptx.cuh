@@ -50,6 +50,17 @@ __device__ __forceinline__ uint4 load16(const void* p) {
 #endif
     return v;
 }
+// The same of 8 bytes.
+__device__ __forceinline__ uint2 load8(const void* p) {
+    uint2 v;
+#ifdef KERNELS_HOST
+    require_aligned(p, 8);
+    memcpy(&v, p, 8);
+#else
+    asm("ld.global.nc.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
+#endif
+    return v;
+}
 
 // 8 or 16 bytes that are read once, such as weights: they leave the L1 cache to others.
 __device__ __forceinline__ uint2 load8_once(const void* p) {

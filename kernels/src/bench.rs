@@ -197,7 +197,7 @@ mod tests {
     use super::*;
     use crate::host::{Copies, Dialect, HostDevice, Order, Schedule};
 
-    const ENCODINGS: [Encoding; 17] = [
+    const ENCODINGS: [Encoding; 18] = [
         Encoding::F32,
         Encoding::F16,
         Encoding::Bf16,
@@ -205,6 +205,7 @@ mod tests {
         Encoding::Fp8,
         Encoding::Nf4,
         Encoding::Nf4d,
+        Encoding::Lossless,
         Encoding::Fp4,
         Encoding::Int8Zero,
         Encoding::Offset8,
@@ -252,6 +253,8 @@ mod tests {
         assert_eq!(bytes(Encoding::Bf16), 128 * 256 * 2 + around(2));
         assert_eq!(bytes(Encoding::Int8), 128 * 256 + 128 * 256 / 64 * 4 + around(2));
         assert_eq!(bytes(Encoding::Nf4), 128 * 256 / 2 + 128 * 256 / 64 * 4 + around(2));
+        // Two exponents, a count, and no escapes; in all, a multiple of 16.
+        assert_eq!(bytes(Encoding::Lossless), 128 * (256 / 64 * 88 + 16) + around(2));
         assert_eq!(bytes(Encoding::Mxfp4), 128 * 256 / 2 + 128 * 256 / 32 + around(2));
         assert_eq!(bytes(Encoding::Fp8), 128 * 256 + 2 * 4 + around(2));
     }

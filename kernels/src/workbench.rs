@@ -150,6 +150,7 @@ fn encoding(text: &str) -> Result<Encoding, String> {
         ("fp8", Fp8),
         ("nf4", Nf4),
         ("nf4d", Nf4d),
+        ("lossless", Lossless),
         ("fp4", Fp4),
         ("int8z", Int8Zero),
         ("offset8", Offset8),

@@ -39,6 +39,8 @@ pub struct Job {
     pub times: usize,
     /// Stops the first time when a pass has used so many bytes of weights.
     pub stop_at: Option<u64>,
+    /// With checksums compared.
+    pub check: bool,
     /// The check of a golden case instead, which asks for nothing but the model.
     pub golden: bool,
     /// As the command line has it; nothing: the first GPU.
@@ -102,6 +104,7 @@ fn attempt(job: &Job, outcome: &mut Outcome) -> layerstream::Result<()> {
         context: Some(job.context),
         sequences: job.sequences,
         all_logits: job.new_tokens == 0,
+        check: job.check,
         threads: Some(1),
         device,
         ..Options::default()

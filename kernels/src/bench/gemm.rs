@@ -1,8 +1,10 @@
 //! Matrix multiplies: y = x W^T for a weight of n x k in any encoding, by m rows of activations, and for a weight that is
 //! stored as its transpose; the lengths of a weight's rows.
 
+use half::bf16;
+
 use super::{Case, Goal, Peer, Shape, bytes_of, f32_bytes, numbers, pattern};
-use crate::check::{Device, Output};
+use crate::check::{Device, Output, lossless};
 use crate::launch::Launch;
 use crate::launch::gemm::{Encoding, MAX_DECODE_ROWS, decode};
 use crate::launch::gemm_prefill::prefill;
@@ -30,6 +32,7 @@ fn sizes(shape: &Shape) -> (usize, usize) {
         Encoding::Nf4 | Encoding::Fp4 | Encoding::Offset4 => (shape.n * shape.k.div_ceil(2), scales * 4),
         // Rows bring their scales along.
         Encoding::Nf4d => (shape.n * nf4d_row_bytes(shape.k), 0),
+        Encoding::Lossless => (shape.n * lossless_row(shape.k).len(), 0),
         Encoding::Mxfp4 => (elements.div_ceil(2), elements.div_ceil(32)),
         Encoding::Fp8 => (elements, shape.n.div_ceil(1 << FP8_BLOCK) * shape.k.div_ceil(1 << FP8_BLOCK) * 4),
         Encoding::Q8_0 => (elements / 32 * 34, 0),
@@ -44,6 +47,12 @@ fn sizes(shape: &Shape) -> (usize, usize) {
 fn nf4d_row_bytes(k: usize) -> usize {
     let blocks = k.div_ceil(64);
     (blocks * 32 + blocks.next_multiple_of(4) + (blocks.div_ceil(256) + 1) * 4).next_multiple_of(16)
+}
+
+/// A packed row, of which the weight is made: with an escape for each 128 numbers, about.
+fn lossless_row(k: usize) -> Vec<u8> {
+    let numbers: Vec<u16> = numbers(k).map(|v| bf16::from_f32(v).to_bits()).collect();
+    lossless::pack(&numbers, k, [120, 121])
 }
 
 /// How the rows of a weight, and of its scales, follow each other.
@@ -62,6 +71,7 @@ fn strides(shape: &Shape) -> Weights {
             let row_bytes = nf4d_row_bytes(shape.k) as i32;
             Weights { scale_stride: row_bytes, ..scaled(row_bytes) }
         }
+        Encoding::Lossless => Weights { row_bytes: lossless_row(shape.k).len() as i32, ..Weights::default() },
         Encoding::Mxfp4 => Weights { scale_stride: k / 32, column_shift: 5, ..scaled(k / 2) },
         Encoding::Fp8 => {
             let scale_stride = ((k - 1) >> FP8_BLOCK) + 1;
@@ -95,7 +105,8 @@ fn product(device: &mut dyn Device, shape: &Shape) -> Result<(GemmParams, usize)
     };
     let operand = if matches!(encoding, Encoding::F32 | Encoding::F16) { encoding } else { Encoding::Bf16 };
     let x_stride = k.next_multiple_of(8);
-    let data = device.repeat(&pattern(encoding), weight_bytes)?;
+    let stored = if encoding == Encoding::Lossless { lossless_row(k) } else { pattern(encoding) };
+    let data = device.repeat(&stored, weight_bytes)?;
     let scale = match encoding {
         Encoding::Nf4d => data + k.div_ceil(64) as u64 * 32,
         _ => device.repeat(&scales, scale_bytes)?,

@@ -3,6 +3,7 @@
 use half::{bf16, f16};
 use rand::RngExt;
 
+use super::lossless::{self, Escapes};
 use super::{Check, gguf};
 use crate::launch::gemm::Encoding;
 use crate::params::Weights;
@@ -18,6 +19,8 @@ pub enum Form {
     Factors { encoding: Encoding, rows: i32, columns: i32, zeros: bool },
     /// Behind the codes of each row, for blocks of 2^columns numbers.
     Packed { encoding: Encoding, columns: i32 },
+    /// Bfloat16 with coded exponents.
+    Lossless(Escapes),
 }
 
 const fn factors(encoding: Encoding, rows: i32, columns: i32) -> Form {
@@ -28,7 +31,7 @@ const fn zeros(encoding: Encoding, rows: i32, columns: i32) -> Form {
 }
 
 /// Every encoding, with the layouts of factors that exist and some that are awkward.
-pub const FORMS: [Form; 27] = [
+pub const FORMS: [Form; 30] = [
     Form::Plain(Encoding::F32),
     Form::Plain(Encoding::F16),
     Form::Plain(Encoding::Bf16),
@@ -36,6 +39,9 @@ pub const FORMS: [Form; 27] = [
     Form::Packed { encoding: Encoding::Int8, columns: 11 },
     Form::Packed { encoding: Encoding::Nf4, columns: 6 },
     Form::Packed { encoding: Encoding::Nf4d, columns: 6 },
+    Form::Lossless(Escapes::None),
+    Form::Lossless(Escapes::Some),
+    Form::Lossless(Escapes::All),
     factors(Encoding::Int8, 0, 31),
     factors(Encoding::Fp8, 7, 7),
     factors(Encoding::Fp8, 0, 31),
@@ -63,6 +69,7 @@ impl Form {
         match self {
             Form::Plain(encoding) | Form::Blocks(encoding) => encoding,
             Form::Factors { encoding, .. } | Form::Packed { encoding, .. } => encoding,
+            Form::Lossless(_) => Encoding::Lossless,
         }
     }
 
@@ -76,7 +83,7 @@ impl Form {
 
     /// Whether numbers are operands without being rounded.
     pub fn is_exact(self) -> bool {
-        matches!(self, Form::Plain(_)) || self.encoding() == Encoding::Mxfp4
+        matches!(self, Form::Plain(_) | Form::Lossless(_)) || self.encoding() == Encoding::Mxfp4
     }
 }
 
@@ -121,6 +128,14 @@ pub fn random_tile(check: &mut Check, form: Form, first: usize, n: usize, k: usi
         Form::Packed { encoding, columns } => {
             weights.column_shift = columns;
             packed(check, &mut weights, encoding, n, k)
+        }
+        Form::Lossless(escapes) => {
+            let (numbers, coded) = lossless::random(check, escapes, n * k);
+            weights = Weights {
+                first_row: weights.first_row,
+                ..lossless::put(check, &lossless::pack(&numbers, k, coded), n)
+            };
+            numbers.into_iter().map(|bits| bf16::from_bits(bits).to_f64()).collect()
         }
     };
     (weights, numbers)

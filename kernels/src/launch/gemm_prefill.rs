@@ -17,7 +17,7 @@ const SIMT_SHARED: u32 = 2 * 2 * 8 * (128 + 4) * 4;
 fn whole_steps(encoding: Encoding, w: &Weights, k: i32) -> bool {
     match encoding {
         Encoding::F32 => false,
-        Encoding::F16 | Encoding::Bf16 => k % 32 == 0,
+        Encoding::F16 | Encoding::Bf16 | Encoding::Lossless => k % 32 == 0,
         Encoding::Int8
         | Encoding::Int8Zero
         | Encoding::Offset8
@@ -51,6 +51,8 @@ pub fn prefill(encoding: Encoding, params: &PrefillParams) -> Launch {
         (Nf4, false) => ("gemm_prefill_nf4_simt", SIMT_SHARED),
         (Nf4d, true) => ("gemm_prefill_nf4d", TENSOR_SHARED),
         (Nf4d, false) => ("gemm_prefill_nf4d_simt", SIMT_SHARED),
+        (Lossless, true) => ("gemm_prefill_lossless", TENSOR_SHARED),
+        (Lossless, false) => ("gemm_prefill_lossless_simt", SIMT_SHARED),
         (Fp4, true) => ("gemm_prefill_fp4", TENSOR_SHARED),
         (Fp4, false) => ("gemm_prefill_fp4_simt", SIMT_SHARED),
         (Int8Zero, true) => ("gemm_prefill_int8z", TENSOR_SHARED),
@@ -86,6 +88,7 @@ pub fn naive(encoding: Encoding, params: &PrefillParams) -> Launch {
         Encoding::Fp8 => "naive_gemm_prefill_fp8",
         Encoding::Nf4 => "naive_gemm_prefill_nf4",
         Encoding::Nf4d => "naive_gemm_prefill_nf4d",
+        Encoding::Lossless => "naive_gemm_prefill_lossless",
         Encoding::Fp4 => "naive_gemm_prefill_fp4",
         Encoding::Int8Zero => "naive_gemm_prefill_int8z",
         Encoding::Offset8 => "naive_gemm_prefill_offset8",

@@ -60,7 +60,7 @@ const PREFILL_ROWS: [usize; 2] = [512, 2048];
 /// Positions.
 const CONTEXTS: [usize; 2] = [4096, 32768];
 
-const ENCODINGS: [Encoding; 4] = [Encoding::Bf16, Encoding::Int8, Encoding::Nf4, Encoding::Fp8];
+const ENCODINGS: [Encoding; 5] = [Encoding::Bf16, Encoding::Lossless, Encoding::Int8, Encoding::Nf4, Encoding::Fp8];
 
 /// A shape of no attention.
 fn matrix(m: usize, n: usize, k: usize, encoding: Encoding) -> Shape {

@@ -42,7 +42,7 @@ pub fn unsupported(program: &Program) -> Option<String> {
         _ => None,
     };
     let table = program.embedding.encoding;
-    let embedding = float(table).is_none() && weights::blocks(table).is_none();
+    let embedding = float(table).is_none() && weights::of_rows(table).is_none();
     let embedding = embedding.then(|| format!("an embedding of {} numbers", program.embedding.encoding));
     embedding.or_else(|| program.steps.iter().find_map(step))
 }
@@ -180,11 +180,16 @@ impl Steps {
         match step {
             Step::Embed { output, scale } => {
                 let table = &program.embedding;
+                // Of packed rows in bytes.
+                let in_stride = match table.encoding {
+                    Encoding::Packed(_) => table.row_bytes(),
+                    _ => table.cols,
+                } as i64;
                 let params = ConvertParams {
                     in_: self.at(self.layout.embedding) as *const _,
                     ids: std::ptr::null(),
                     out: self.changed(*output) as *mut _,
-                    in_stride: table.cols as i64,
+                    in_stride,
                     out_stride: self.stride(*output),
                     rows: rows as i32,
                     cols: table.cols as i32,
@@ -192,7 +197,7 @@ impl Steps {
                     out_dtype: Dtype::DTYPE_F32,
                     scale: *scale,
                 };
-                match weights::blocks(table.encoding) {
+                match weights::of_rows(table.encoding) {
                     Some(encoding) => queue.launch(&convert::convert_blocks(encoding, &params), &params),
                     None => queue.convert(&params),
                 }

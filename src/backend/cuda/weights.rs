@@ -45,8 +45,16 @@ fn complete(encoding: Encoding) -> Option<gemm::Encoding> {
     }
 }
 
+/// How kernels call an encoding that the rows of an embedding may have, other than plain numbers.
+pub fn of_rows(encoding: Encoding) -> Option<gemm::Encoding> {
+    match encoding {
+        Encoding::Packed(Packed::Lossless { .. }) => Some(gemm::Encoding::Lossless),
+        other => blocks(other),
+    }
+}
+
 /// How kernels call an encoding of GGUF's, whose blocks bring their scales along.
-pub fn blocks(encoding: Encoding) -> Option<gemm::Encoding> {
+fn blocks(encoding: Encoding) -> Option<gemm::Encoding> {
     match encoding {
         Encoding::Q8_0 => Some(gemm::Encoding::Q8_0),
         Encoding::Q4_0 => Some(gemm::Encoding::Q4_0),
@@ -77,7 +85,9 @@ fn alone(packed: Packed, row_bytes: usize) -> Option<(gemm::Encoding, Weights)> 
         Packed::Int8 { .. } => (gemm::Encoding::Int8, 4),
         Packed::Nf4 { double: false } => (gemm::Encoding::Nf4, 4),
         Packed::Nf4 { double: true } => (gemm::Encoding::Nf4d, 1),
-        Packed::Lossless { .. } => return None,
+        Packed::Lossless { .. } => {
+            return Some((gemm::Encoding::Lossless, Weights { row_bytes: row_bytes as i32, ..Weights::default() }));
+        }
     };
     let rows = Weights {
         row_bytes: row_bytes as i32,
@@ -101,6 +111,7 @@ impl Steps {
         let first_row = matrix.first_row + what.stored.start;
         let behind = |at: u64, stride: usize| at.wrapping_sub((first_row * stride) as u64);
         let scale = match (matrix.encoding, matrix.scales, &matrix.groups) {
+            (Encoding::Packed(Packed::Lossless { .. }), ..) => 0,
             (Encoding::Packed(packed), ..) => {
                 behind(address + packed.code_bytes(matrix.cols) as u64, matrix.row_bytes())
             }

@@ -45,10 +45,13 @@ pub fn convert(p: &ConvertParams, t: &mut Touch) {
     t.write("out", p.out, Rows::of(p.rows, p.out_stride, cols, size(p.out_dtype)));
 }
 
-/// Rows of GGUF's blocks, one after the other.
+/// Rows of GGUF's blocks, or packed ones, one after the other.
 pub fn convert_blocks(kernel: &str, p: &ConvertParams, t: &mut Touch) {
     let cols = i64::from(p.cols);
-    let bytes = row_bytes(blocks(kernel.trim_start_matches("convert_")), cols);
+    let bytes = match kernel.trim_start_matches("convert_") {
+        "lossless" => p.in_stride,
+        encoding => row_bytes(blocks(encoding), cols),
+    };
     if p.ids.is_null() {
         t.read("in", p.in_, Rows::one(i64::from(p.rows) * bytes));
     } else {

@@ -49,7 +49,8 @@ fn weights(encoding: &str, w: &Weights, n: i32, k: i32, t: &mut Touch) {
     t.read("w.data", w.data, Rows::one(bytes));
     let (first_row, rows) = (w.first_row, n as i32);
     t.tile = Some(Tile { start: w.data as u64, bytes: bytes as u64, first_row, rows, k: k as i32 });
-    if !scaled {
+    // Lossless rows are all there is.
+    if !scaled || encoding == "lossless" {
         return;
     }
     let (from, to) = (first >> w.row_shift, ((first + n - 1) >> w.row_shift) + 1);
