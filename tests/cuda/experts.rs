@@ -88,7 +88,7 @@ fn other_tiles_are_copied_while_experts_are_waited_for() {
         Job { vram: Some(500_000), ram: Some(0), ..base.clone() },
         Job { vram: Some(500_000), ..base },
     ];
-    for seed in 0..6 {
+    for seed in 0..2 {
         let seed = seed.to_string();
         let [on_time, late] = ["", "ExpertsComeLate"].map(|trap| {
             let (outcomes, _) = run(&jobs, &[("SEED", &seed), ("LAYERSTREAM_TRAP", trap)]).done();
