@@ -118,7 +118,7 @@ part() {
     watch=
     milliseconds=$(((${EPOCHREALTIME/./} - ${begin/./}) / 1000))
     times+=("$(printf '%d.%03d' $((milliseconds / 1000)) $((milliseconds % 1000)))")
-    echo "   $verdict, $(tail -n 1 "$out/$name.err" "$out/$name.out" 2>/dev/null | grep -v '^==>' | grep . | tail -n 1)" >&2
+    echo "   $verdict, $(tail -n 1 "$out/$name.err" "$out/$name.out" 2>/dev/null | grep -v '^==>' | grep . | tail -n 1 | cut -c 1-200)" >&2
 }
 
 skip() {
