@@ -63,9 +63,9 @@ pub(crate) struct Report {
 /// source done and in all, twice as many if it is read twice.
 ///
 /// # Errors
-/// A source that is quantised already, of which nothing would be packed, or whose numbers are not all finite; `out` with anything else in it, or begun with
-/// other options; too little room or memory; anything that the operating system refuses. What is done is kept, and the
-/// source is as it was, less the shards that are safe in the result.
+/// A source that is quantised already, of which nothing would be packed, or whose numbers are not all finite; `out` with
+/// anything else in it, or begun with other options; too little room or memory; anything that the operating system refuses.
+/// What is done is kept, and the source is as it was, less the shards that are safe in the result.
 pub(crate) fn pack(
     source: &Path,
     out: &Path,

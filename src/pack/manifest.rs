@@ -132,7 +132,7 @@ impl Manifest {
             return refuse(format!("is of version {found}, and this program knows {VERSION}: pack the model again"));
         }
         if !manifest.is_plain() {
-            return refuse("names files outside of its directory".into());
+            return refuse(format!("names files outside of its directory; {ADVICE}"));
         }
         agree::check(path, &manifest)?;
         if manifest.sum != manifest.own_sum() {

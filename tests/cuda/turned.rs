@@ -137,7 +137,7 @@ fn in_16_bits_turned_keys_are_no_worse_than_rotated_ones() {
 }
 
 #[test]
-fn bits_do_not_depend_on_where_turned_keys_come_from() {
+fn tokens_do_not_depend_on_where_turned_keys_come_from() {
     let dir = turned(false);
     deepen(dir.path());
     let generating = job(dir.path(), NEW);
