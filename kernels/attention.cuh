@@ -39,11 +39,21 @@ struct Queries {
     __device__ int end(int first, int n) const { return position(min(first + n, count) - 1) + 1; }
 };
 
-// The score, in natural units, of a query at `position` for the key `distance` positions after it (so at most 0).
-__device__ __forceinline__ float score(const AttentionParams& p, float product, float slope, int distance) {
+__device__ __forceinline__ float bf16_rounded(float v) {
+    return __bfloat162float(__float2bfloat16(v));
+}
+
+// What ALiBi gives to a key, rounded as Falcon's code does.
+__device__ __forceinline__ float rounded_bias(float slope, int position) {
+    return bf16_rounded(slope * bf16_rounded(float(position)));
+}
+
+// The score, in natural units, of a query at `position` for a key (at the same one at most).
+__device__ __forceinline__ float score(const AttentionParams& p, float product, float slope, int key, int position) {
     float s = product * p.scale;
     if (p.soft_cap) s = p.soft_cap * tanhf(s / p.soft_cap);
-    return fmaf(slope, distance, s);
+    if (p.bias_factor) return fmaf(p.bias_factor, rounded_bias(slope, key) - rounded_bias(slope, position), s);
+    return fmaf(slope, key - position, s);
 }
 
 // --- results ---------------------------------------------------------------------------------------------------------

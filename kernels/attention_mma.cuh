@@ -113,7 +113,7 @@ __device__ __forceinline__ void attend(Sixteen<Dim>& s, const AttentionParams& p
 #pragma unroll
                 for (int i = 0; i < OwnKeys / 4; i++) {
                     float& x = scores[i / 2][half * 2 + i % 2];
-                    x = score(p, x, slope, key + i / 2 * 8 + i % 2 + 1 - high[half]);
+                    x = score(p, x, slope, key + i / 2 * 8 + i % 2, high[half] - 1);
                 }
             }
         }

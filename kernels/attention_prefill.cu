@@ -24,7 +24,7 @@ KERNEL(naive_attention, AttentionParams, 64) {
         float product = 0;
         for (int i = 0; i < p.dim; i++)
             product += rounded(q[i], p.cache_dtype) * load_element(p.keys, (position_0 + j) * p.dim + i, p.cache_dtype);
-        weights[j] = score(p, product, p.slopes ? p.slopes[head] : 0, j - position);
+        weights[j] = score(p, product, p.slopes ? p.slopes[head] : 0, j, position);
         top = fmaxf(top, weights[j]);
     }
     float sum = p.sinks.data ? expf(sink - top) : 0;

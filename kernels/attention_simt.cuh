@@ -123,7 +123,7 @@ __device__ __forceinline__ void attend_simt(const SimtShared& shared, const Atte
             int key = tile + threadIdx.x % 8 + i * 8;
             bool visible = within(key, high) && !within(key, low);
             float product = (products[i].x + products[i].y) + (products[i].z + products[i].w);
-            scores[i] = visible ? score(p, product, slope, key + 1 - high) : -INFINITY;
+            scores[i] = visible ? score(p, product, slope, key, high - 1) : -INFINITY;
             new_top = fmaxf(new_top, scores[i]);
         }
         for (int bit = 4; bit > 0; bit /= 2) new_top = fmaxf(new_top, __shfl_xor_sync(ALL_LANES, new_top, bit));

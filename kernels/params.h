@@ -91,6 +91,8 @@ struct ConvertParams {
  *
  *   out[row, head] = softmax(scores) . values,   score[j] = cap(q[row, head] . keys[j] * scale) + slope * (j - i)
  *
+ * or, with a bias_factor, + bias_factor * (bias[j] - bias[i]), bias[j] = bf16(slope * bf16(j)),
+ *
  * over the positions i - window < j <= i that a row at position i sees. heads / kv_heads consecutive query heads share a
  * key head. The keys and values of the rows themselves are in the cache already. */
 struct AttentionParams {
@@ -110,6 +112,7 @@ struct AttentionParams {
     enum Dtype cache_dtype, out_dtype;
     float scale;                      /* above 0 */
     float soft_cap;                   /* cap(x) = soft_cap * tanh(x / soft_cap); 0: cap(x) = x */
+    float bias_factor;                /* of slopes that are bfloat16; 0: biases are not rounded */
 };
 
 /* A run of rows (a tile) of a weight matrix [all rows, k], in the checkpoint's own bytes, row-major. Which encoding it is

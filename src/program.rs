@@ -302,7 +302,8 @@ impl Product {
 }
 
 /// What attention does with queries, keys and values: `softmax(score) · values` with
-/// `score[j] = cap(scale · query · key[j]) + slope · (j − position)`.
+/// `score[j] = cap(scale · query · key[j]) + slope · (j − position)`, or with a bias factor `+ factor · (bias[j] − bias[position])`,
+/// `bias[j] = bf16(slope · bf16(j))`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Attention {
     pub scale: f32,
@@ -316,6 +317,8 @@ pub struct Attention {
     pub sinks: Option<VectorId>,
     /// For each query head its slope (ALiBi: Press et al., 2021, arXiv:2108.12409).
     pub slopes: Option<Vec<f32>>,
+    /// Slopes are bfloat16, and so is what they give to a key; it counts so many times (Falcon).
+    pub bias_factor: Option<f32>,
     /// The cache holds keys that were not rotated: whenever they are looked at, all of them are turned from dimension 0 on,
     /// each by its position, with the frequencies of that moment (InternLM).
     pub turn_keys: Option<RopeId>,
@@ -324,7 +327,16 @@ pub struct Attention {
 impl Attention {
     /// Every token sees all before it.
     pub fn new(scale: f32) -> Attention {
-        Attention { scale, window: None, chunk: None, soft_cap: None, sinks: None, slopes: None, turn_keys: None }
+        Attention {
+            scale,
+            window: None,
+            chunk: None,
+            soft_cap: None,
+            sinks: None,
+            slopes: None,
+            bias_factor: None,
+            turn_keys: None,
+        }
     }
 }
 

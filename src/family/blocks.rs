@@ -176,6 +176,7 @@ impl Builder<'_> {
             sinks,
             soft_cap: dense.soft_cap,
             slopes: dense.slopes.clone(),
+            bias_factor: dense.bias_factor,
             turn_keys: dense.layer_ropes[layer].filter(|_| dense.turn_cached_keys).map(RopeId),
             ..Attention::new(dense.scale)
         };

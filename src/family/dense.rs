@@ -55,6 +55,8 @@ pub struct Dense {
     pub soft_cap: Option<f32>,
     /// ALiBi: for each head its slope.
     pub slopes: Option<Vec<f32>>,
+    /// What biases that are rounded to bfloat16 count ([`Attention::bias_factor`](crate::program::Attention::bias_factor)).
+    pub bias_factor: Option<f32>,
     pub query_scale: Option<QueryScale>,
     /// The same, of layers without rotation alone.
     pub unrotated_scale: Option<QueryScale>,
@@ -204,6 +206,7 @@ impl Dense {
             scale: 1.0 / (head_dim as f32).sqrt(),
             soft_cap: None,
             slopes: None,
+            bias_factor: None,
             query_scale: None,
             unrotated_scale: None,
             sinks: None,

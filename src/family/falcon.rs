@@ -2,6 +2,7 @@
 //! an MLP without gate, attention and MLP usually in parallel. The 7B has one key head, packed behind the queries; the 40B,
 //! 180B and Falcon 2 pack each key head with its queries; the first small ones (RW) have ALiBi and plain heads.
 
+use half::bf16;
 use serde_json::json;
 
 use crate::error::Result;
@@ -65,7 +66,9 @@ fn build(config: &Config, builder: Builder) -> Result<Program> {
     let qkv = if one_key { Qkv::Packed(packed) } else { Qkv::Grouped(packed) };
     let names = Names { attention_norm: Some(attention_norm), qkv, mlp_norm, ..NAMES };
     let bias = config.flag("bias", false)?;
-    // The slopes are added to scores before these are scaled.
-    let slopes = alibi.then(|| alibi_slopes(dense.heads).iter().map(|slope| slope * dense.scale).collect());
-    builder.dense(Dense { names, parallel, slopes, qkv_bias: bias, output_bias: bias, mlp_bias: bias, ..dense })
+    // The original makes biases in bfloat16, whatever the weights are, and adds them to scores before these are scaled.
+    let rounded = |slope: &f32| bf16::from_f32(*slope).to_f32();
+    let slopes = alibi.then(|| alibi_slopes(dense.heads).iter().map(rounded).collect());
+    let dense = Dense { slopes, bias_factor: alibi.then_some(dense.scale), ..dense };
+    builder.dense(Dense { names, parallel, qkv_bias: bias, output_bias: bias, mlp_bias: bias, ..dense })
 }

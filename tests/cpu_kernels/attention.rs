@@ -7,6 +7,10 @@ use super::{Random, bits, cpus, rms_error};
 /// Sinks, or slopes, of up to eight heads.
 const OF_HEADS: [f32; 8] = [0.5, 0.25, 1.5, 0.1, 0.9, 0.05, 2.5, 0.3];
 
+/// Slopes that bfloat16 holds, and whose products with a position it does not.
+const BF16_SLOPES: [f32; 8] =
+    [0.839_843_75, 0.707_031_25, 0.593_75, 0.412_109_375, 0.092_773_44, 0.035_156_25, 0.996_093_75, 0.246_093_75];
+
 /// A cache of random keys and values, and queries that look into it.
 struct Lookup {
     shape: Attention<'static>,
@@ -57,7 +61,7 @@ impl Lookup {
     /// Straight from the definition, with sums and exponentials in the type that the closures use.
     fn reference(&self, round: impl Fn(f64) -> f64) -> Vec<f64> {
         let Attention { heads, kv_heads, key_dim, value_dim, q_stride, scale, window, chunk, .. } = self.shape;
-        let Attention { soft_cap, sinks, slopes, .. } = self.shape;
+        let Attention { soft_cap, sinks, slopes, bias_factor, .. } = self.shape;
         let capacity = self.keys.len() / kv_heads / key_dim;
         let mut out = Vec::new();
         for t in 0..self.n() {
@@ -75,7 +79,12 @@ impl Lookup {
                         let cap = soft_cap.map(|cap| cap as f64);
                         let score = cap.map_or(score, |cap| round(cap * round(round(score / cap).tanh())));
                         let slope = slopes.map_or(0.0, |slopes| slopes[head] as f64);
-                        round(score + round(slope * (j as f64 - position as f64)))
+                        let bf16 = |value: f64| f64::from(half::bf16::from_f64(value));
+                        let bias = |position: usize| bf16(slope * bf16(position as f64));
+                        round(match bias_factor {
+                            None => score + round(slope * (j as f64 - position as f64)),
+                            Some(factor) => score + round(factor as f64 * (bias(j) - bias(position))),
+                        })
                     })
                     .collect();
                 // A sink takes its share like one more key, whose value is zero.
@@ -108,6 +117,7 @@ fn shape(heads: usize, kv_heads: usize, head_dim: usize, window: Option<usize>) 
         soft_cap: None,
         sinks: None,
         slopes: None,
+        bias_factor: None,
     }
 }
 
@@ -138,6 +148,7 @@ fn attention_is_accurate_and_the_same_on_every_instruction_set() {
         (Attention { sinks: Some(&OF_HEADS), ..shape(8, 2, 64, None) }, 40, 33),
         (Attention { sinks: Some(&OF_HEADS), ..shape(8, 1, 16, Some(5)) }, 0, 20),
         (Attention { slopes: Some(&OF_HEADS), ..shape(8, 2, 64, None) }, 100, 33),
+        (Attention { slopes: Some(&BF16_SLOPES), bias_factor: Some(0.125), ..shape(8, 8, 64, None) }, 300, 33),
         (
             Attention { slopes: Some(&OF_HEADS), soft_cap: Some(3.0), sinks: Some(&OF_HEADS), ..shape(8, 4, 20, None) },
             7,

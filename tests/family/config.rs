@@ -129,6 +129,26 @@ fn windows_are_where_the_configuration_puts_them() {
     assert_eq!(windows(qwen().set("layer_types", types)), [Some(16), None]);
 }
 
+/// Falcon's code makes slopes in bfloat16, whatever the weights are, and scales biases with the scores.
+#[test]
+fn falcon_rounds_its_slopes() {
+    let program = Changed::new("falcon").set("alibi", json!(true)).program();
+    let mut attentions = program.steps.iter().filter_map(|step| match step {
+        Step::Attend { attention, .. } => Some(attention),
+        _ => None,
+    });
+    let attention = attentions.next().unwrap();
+    assert_eq!(attention.bias_factor, Some(attention.scale));
+    let slopes = attention.slopes.as_ref().unwrap();
+    let (heads, power) = (slopes.len(), slopes.len().next_power_of_two());
+    for (i, slope) in slopes.iter().enumerate().take(if heads == power { heads } else { power / 2 }) {
+        let count = if heads == power { heads } else { power / 2 };
+        let exact = 2f64.powf(-8.0 * (i + 1) as f64 / count as f64);
+        assert_eq!(slope.to_bits() << 16, 0, "{slope} is no bfloat16");
+        assert!((f64::from(*slope) / exact - 1.0).abs() <= 1.0 / 256.0, "{slope} for {exact}");
+    }
+}
+
 /// The code of DeepSeek V2 divides by the sum of what was chosen, or multiplies by the factor (3 here); of one expert the latter.
 #[test]
 fn deepseek_v2_normalises_or_scales() {

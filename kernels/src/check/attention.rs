@@ -17,14 +17,17 @@ struct Shape {
     soft_cap: f32,
     sinks: bool,
     alibi: bool,
+    /// Biases are rounded, and count so many times.
+    bias_factor: f32,
 }
 
 const fn shape(heads: usize, kv_heads: usize, dim: usize) -> Shape {
-    Shape { heads, kv_heads, dim, v_dim: dim, window: 0, soft_cap: 0.0, sinks: false, alibi: false }
+    let (soft_cap, bias_factor) = (0.0, 0.0);
+    Shape { heads, kv_heads, dim, v_dim: dim, window: 0, soft_cap, sinks: false, alibi: false, bias_factor }
 }
 
 /// Every head dim of the families, with every extra and every kind of grouping; and dims that no tensor core takes.
-const SHAPES: [Shape; 14] = [
+const SHAPES: [Shape; 16] = [
     shape(4, 2, 64),
     shape(2, 2, 80),
     Shape { alibi: true, ..shape(3, 3, 128) },
@@ -35,6 +38,8 @@ const SHAPES: [Shape; 14] = [
     Shape { sinks: true, window: 33, ..shape(8, 1, 64) },
     Shape { sinks: true, alibi: true, soft_cap: 1.5, window: 64, ..shape(5, 1, 128) },
     shape(17, 1, 32),
+    Shape { alibi: true, bias_factor: 0.125, ..shape(3, 3, 64) },
+    Shape { alibi: true, bias_factor: 0.7, window: 64, soft_cap: 2.0, ..shape(2, 1, 24) },
     // Without tensor cores whatever the dtype.
     Shape { sinks: true, ..shape(2, 1, 40) },
     Shape { window: 7, alibi: true, ..shape(2, 2, 1) },
@@ -153,7 +158,13 @@ fn case(check: &mut Check, kind: Kind, s: Shape, batch: Batch, dtype: Dtype) -> 
     let q = check.normal(rows * q_stride);
     let sinks = check.normal(s.heads);
     let (sinks_address, sinks) = check.rounded(&sinks, dtype);
-    let slopes: Vec<f32> = (0..s.heads).map(|h| 0.5f32.powi(h as i32 + 1)).collect();
+    let bf16 = |v: f64| f64::from(half::bf16::from_f32(v as f32));
+    let slope = |head: usize| match s.bias_factor {
+        0.0 => 0.5f32.powi(head as i32 + 1),
+        // Products of these and a position are no bfloat16.
+        _ => bf16(0.7f64.powi(head as i32 + 1)) as f32,
+    };
+    let slopes: Vec<f32> = (0..s.heads).map(slope).collect();
     let out_dtype = [Dtype::DTYPE_F32, dtype][rows % 2];
     let out_stride = s.heads * s.v_dim + 3;
     let scale = 1.5 / (s.dim as f32).sqrt();
@@ -180,6 +191,7 @@ fn case(check: &mut Check, kind: Kind, s: Shape, batch: Batch, dtype: Dtype) -> 
         out_dtype,
         scale,
         soft_cap: s.soft_cap,
+        bias_factor: s.bias_factor,
     };
     let problem = Problem { shape: s, kind, params, rows, out_stride, out_dtype };
     let got = problem.run(check, &ragged.sequences, false)?;
@@ -201,7 +213,12 @@ fn case(check: &mut Check, kind: Kind, s: Shape, batch: Batch, dtype: Dtype) -> 
                         score = cap * (score / cap).tanh();
                     }
                     let slope = if s.alibi { f64::from(slopes[head]) } else { 0.0 };
-                    score + slope * (j as f64 - position as f64)
+                    let bias = |position: usize| bf16(slope * bf16(position as f64));
+                    score
+                        + match s.bias_factor {
+                            0.0 => slope * (j as f64 - position as f64),
+                            factor => f64::from(factor) * (bias(j) - bias(position)),
+                        }
                 };
                 let weights: Vec<f64> = (first..=position).map(|j| score(j).exp()).collect();
                 let sum = weights.iter().sum::<f64>() + if s.sinks { sinks[head].exp() } else { 0.0 };

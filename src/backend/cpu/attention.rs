@@ -8,6 +8,8 @@
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
+use half::bf16;
+
 use super::dots::dots;
 use super::functions::{exp, tanh};
 use super::isa::{F32x16, Isa, Kernel, LANES};
@@ -46,6 +48,8 @@ pub struct Attention<'a> {
     pub sinks: Option<&'a [f32]>,
     /// `[heads]`: added to a score is `slope × (position of the key − position of the query)`.
     pub slopes: Option<&'a [f32]>,
+    /// Instead, with slopes that are bfloat16, this times what bfloat16 has of `slope × position`, less that of the query.
+    pub bias_factor: Option<f32>,
 }
 
 /// Some rows of queries and the cache that they look into.
@@ -278,7 +282,16 @@ fn add_block<V: F32x16, const N: usize, const T: usize>(
         }
         if let Some(slopes) = task.shape.slopes {
             let distance = start as f32 - task.position(i + t) as f32;
-            bias_scores::<V>(scores, scale, slopes[task.head(i + t)], distance);
+            match task.shape.bias_factor {
+                None => bias_scores::<V>(scores, scale, slopes[task.head(i + t)], distance),
+                Some(factor) => {
+                    let bias = |position| rounded_bias(slopes[task.head(i + t)], position);
+                    let own = bias(task.position(i + t));
+                    for (score, position) in scores.iter_mut().zip(start..) {
+                        *score = *score * scale + (bias(position) - own) * factor;
+                    }
+                }
+            }
             scale = 1.0;
         }
         scores[..seen.start - start].fill(f32::NEG_INFINITY);
@@ -410,6 +423,11 @@ fn bias_scores<V: F32x16>(dots: &mut [f32; KEYS], scale: f32, slope: f32, distan
         V::splat(slope).mul_add(distances, scores).store(chunk);
         distances = distances.add(V::splat(LANES as f32));
     }
+}
+
+/// What ALiBi gives to a key, rounded as Falcon's code does.
+fn rounded_bias(slope: f32, position: usize) -> f32 {
+    bf16::from_f32(slope * bf16::from_f32(position as f32).to_f32()).to_f32()
 }
 
 /// Turns the dot products of a query with a block of keys into weights e^(score − largest), adds them to `weight`, and

@@ -351,6 +351,7 @@ impl CpuBackend {
             soft_cap: attention.soft_cap,
             sinks: attention.sinks.map(|sinks| self.vectors[sinks.0].as_slice()),
             slopes: attention.slopes.as_deref(),
+            bias_factor: attention.bias_factor,
         };
         let [q, out] = pair(&mut self.buffers, queries, output);
         if let Some(rope) = attention.turn_keys {

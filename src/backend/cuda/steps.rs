@@ -491,6 +491,7 @@ impl Steps {
             out_dtype,
             scale: attention.scale,
             soft_cap: attention.soft_cap.unwrap_or(0.0),
+            bias_factor: attention.bias_factor.unwrap_or(0.0),
         };
         if pieces.prompts > 0 {
             let params = some(0, pieces.prompts, pieces.most_rows, pieces.prompt_keys);
