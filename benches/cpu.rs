@@ -69,7 +69,8 @@ fn encodings(c: &mut Criterion) {
     for cpu in &mut cpus() {
         for encoding in Encoding::ALL {
             let rows = TILE / encoding.bytes(k);
-            let scales = Scales { values: &factors, zeros: &[], row_block: 128, col_block: 128, first_row: 0 };
+            let scales =
+                Scales { values: &factors, zeros: &[], row_block: 128, col_block: 128, index: &[], first_row: 0 };
             let scales = (!encoding.is_complete()).then_some(scales);
             for n in [1, 4] {
                 let (x, mut out) = (numbers(n * k), vec![0.0; n * rows]);

@@ -347,7 +347,6 @@ template <class Codes> struct LessZero {
         float zero;
     };
     static __device__ float zero(const Weights& w, int row, int i) { return w.zero ? w.zero[factor_index(w, row, i)] : 0; }
-    static __device__ float number(const Weights& w, int row, int i) { return Codes::number(w, row, i) - zero(w, row, i); }
     static __device__ Chunk load(const Weights& w, int row, int i) { return {Codes::load(w, row, i), zero(w, row, i)}; }
     static __device__ void values(const Chunk& c, const NoTable& none, float (&v)[16]) {
         Codes::values(c.codes, none, v);
@@ -360,9 +359,21 @@ template <class Codes> struct LessZero {
         pack_values(v, o);
     }
 };
-using Int8Zero = Scaled<LessZero<Bytes<Int8Format>>>;
-using Offset8 = Scaled<LessZero<Bytes<Offset8Format>>>;
-using Offset4 = Scaled<LessZero<LowNibbles>>;
+
+// These with scales. Where columns are in blocks in any order, no step has one scale: rows go element by element.
+template <class Codes> struct Integers : Scaled<LessZero<Codes>> {
+    static __device__ bool blocks_hold_steps(const Weights& w) {
+        return !w.index && Scaled<LessZero<Codes>>::blocks_hold_steps(w);
+    }
+    static __device__ float at(const Weights& w, int, int row, int i) {
+        long long block = w.index ? factor_index(w, row, 0) + w.index[i] : factor_index(w, row, i);
+        float zero = w.zero ? w.zero[block] : 0;
+        return (Codes::number(w, row, i) - zero) * static_cast<const float*>(w.scale)[block];
+    }
+};
+using Int8Zero = Integers<Bytes<Int8Format>>;
+using Offset8 = Integers<Bytes<Offset8Format>>;
+using Offset4 = Integers<LowNibbles>;
 
 // --- four bits and an exponent ---------------------------------------------------------------------------------------
 

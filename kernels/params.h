@@ -131,12 +131,14 @@ struct AttentionParams {
  *   mxfp4         w = E2M1[q] * 2^(scale - 127), scale a u8; two in a byte, the first in the low half; k is a multiple of 32
  *
  * The scale and the zero of the number in row r of the whole matrix and column i have the index
- * (r >> row_shift) * scale_stride + (i >> column_shift), whichever rows the tile has. Whoever holds only a part of them passes
+ * (r >> row_shift) * scale_stride + (i >> column_shift), whichever rows the tile has; with an index (int8z, offset8, offset4),
+ * + index[i] instead, and rows go element by element. Whoever holds only a part of them passes
  * the address where the first one would be: so scales may lie in the rows themselves, behind the codes. */
 struct Weights {
     const void *data;   /* of the tile's first row; 16-byte aligned */
     const void *scale;  /* f32; nf4d and mxfp4: u8 */
     const float *zero;  /* optional: 0 */
+    const int *index;   /* [k]; optional: blocks are runs of columns */
     int first_row;      /* of the tile in the whole matrix */
     int row_bytes;      /* from one row to the next, for encodings with scales; a multiple of 16 where k is one of 64, and of lossless always */
     int scale_stride;   /* from the scales of one row of blocks to those of the next, in elements */

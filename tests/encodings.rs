@@ -244,6 +244,8 @@ struct Matrix {
     factors: Vec<f32>,
     /// As many, or none.
     zeros: Vec<f32>,
+    /// Of each column its block, or none.
+    index: Vec<u32>,
     /// Rows and columns of a block.
     block: (usize, usize),
     /// What it stands for.
@@ -254,7 +256,7 @@ impl Matrix {
     fn random(random: &mut Random, encoding: Encoding, rows: usize, k: usize, block: (usize, usize)) -> Matrix {
         let body = random_rows(encoding, random, rows, k);
         let mut values = decode(encoding, &body, k);
-        let (mut factors, mut zeros) = (Vec::new(), Vec::new());
+        let (mut factors, mut zeros, mut index) = (Vec::new(), Vec::new(), Vec::new());
         if !encoding.is_complete() {
             let across = k.div_ceil(block.1);
             factors = random.numbers(rows.div_ceil(block.0) * across);
@@ -262,19 +264,24 @@ impl Matrix {
             if may && rows % 2 == 1 {
                 zeros = random.bytes(factors.len()).iter().map(|b| f32::from(b % 16)).collect();
             }
+            if may && rows % 4 > 1 {
+                index = random.bytes(k).iter().map(|b| u32::from(*b) % across as u32).collect();
+            }
             for (i, value) in values.iter_mut().enumerate() {
-                let at = i / k / block.0 * across + i % k / block.1;
+                let column = index.get(i % k).map_or(i % k / block.1, |place| *place as usize);
+                let at = i / k / block.0 * across + column;
                 *value = (*value - zeros.get(at).unwrap_or(&0.0)) * factors[at];
             }
         }
         let decoded = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        Matrix { encoding, k, bytes: [vec![0xee], body].concat(), factors, zeros, block, decoded }
+        Matrix { encoding, k, bytes: [vec![0xee], body].concat(), factors, zeros, index, block, decoded }
     }
 
     fn tile(&self, first: usize, rows: usize) -> Tile<'_> {
         let row = self.encoding.bytes(self.k);
         let (row_block, col_block) = self.block;
-        let scales = Scales { values: &self.factors, zeros: &self.zeros, row_block, col_block, first_row: first };
+        let Matrix { factors: values, zeros, index, .. } = self;
+        let scales = Scales { values, zeros, row_block, col_block, index, first_row: first };
         let scales = (!self.encoding.is_complete()).then_some(scales);
         Tile { bytes: &self.bytes[1 + first * row..][..rows * row], encoding: self.encoding, k: self.k, scales }
     }
@@ -351,7 +358,7 @@ fn every_byte_of_fp8_is_what_the_format_says() {
     for mut cpu in cpus() {
         for (i, byte) in all.iter().enumerate() {
             x[i] = 1.0;
-            let scales = Scales { values: &[1.0], zeros: &[], row_block: 1, col_block: 256, first_row: 0 };
+            let scales = Scales { values: &[1.0], zeros: &[], row_block: 1, col_block: 256, index: &[], first_row: 0 };
             // Alone in its row, so that the NaNs do not reach the others.
             let mut row = vec![0; 256];
             row[i] = *byte;

@@ -193,10 +193,8 @@ fn what_contradicts_is_named() {
     refused(packed, shape("weight_zero_point", &[8, 4]), &["weight_zero_point", "[8, 4]", "[8, 2]"]);
     let says = |tensors: &mut Vec<Stored>, _: &mut Value| tensor(tensors, "weight_shape").bytes[0] = 63;
     refused(packed, says, &["weight_shape", "[63, 64]", "[64, 64]"]);
-    let order = |tensors: &mut Vec<Stored>, _: &mut Value| {
-        let bytes = vec![0; 4 * 64];
-        let name = "model.layers.0.self_attn.q_proj.weight_g_idx".into();
-        tensors.push(Stored { name, dtype: Dtype::I32, shape: vec![64], bytes });
-    };
-    refused(packed, order, &["weight_g_idx", "not supported"]);
+    let ordered = form("packed, 4 bits in any order, zeros");
+    refused(ordered, shape("weight_g_idx", &[32]), &["q_proj.weight_g_idx", "[32]", "[64]"]);
+    let outside = |tensors: &mut Vec<Stored>, _: &mut Value| tensor(tensors, "weight_g_idx").bytes[20] = 2;
+    refused(ordered, outside, &["q_proj.weight_g_idx", "column 5", "group 2"]);
 }

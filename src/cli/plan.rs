@@ -12,7 +12,7 @@ use crate::error::Result;
 use crate::hub::Need;
 use crate::model::Outline;
 use crate::plan::{Gpu, Tier};
-use crate::program::Program;
+use crate::program::{Groups, Program};
 
 use super::args;
 use super::hub;
@@ -280,8 +280,16 @@ fn multiply_speed(program: &Program, threads: Option<usize>) -> Result<f64> {
         _ => None,
     };
     let factors = vec![1.0; if grouped { k } else { block.map_or(0, |(rows, cols)| blocks(rows, cols)) }];
-    let scales =
-        block.map(|(row_block, col_block)| Scales { values: &factors, zeros: &[], row_block, col_block, first_row: 0 });
+    let any_order = !grouped && matrix.groups.as_ref().is_some_and(Groups::in_any_order);
+    let order = vec![0; if any_order { k } else { 0 }];
+    let scales = block.map(|(row_block, col_block)| Scales {
+        values: &factors,
+        zeros: &[],
+        row_block,
+        col_block,
+        index: &order,
+        first_row: 0,
+    });
     // These bytes are small numbers in all encodings; zeros would be one page, always cached.
     let weights = vec![0x3c; tile * STRETCH.div_ceil(tile)];
     // Of a transposed matrix, what lies along a stored row are outputs.

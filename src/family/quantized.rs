@@ -161,10 +161,6 @@ impl Builder<'_> {
         let Some((way, true)) = ways.first().map(|way| (**way, ways.iter().all(|other| other == way))) else {
             return Err(self.unsupported(&tensor, &format!("in one of {} ways with {bits} bits", ways.len())));
         };
-        let order = wanted.sibling("weight_g_idx");
-        if let Some(order) = self.checkpoint.get(&order) {
-            return Err(self.unsupported(order, "(groups of columns in any order)"));
-        }
         let shape = wanted.sibling("weight_shape");
         if let Some(shape) = self.checkpoint.get(&shape) {
             self.same_shape(shape, [all, cols])?;
@@ -178,8 +174,25 @@ impl Builder<'_> {
             (true, _) => Encoding::Offset8,
             (false, _) => Encoding::Int8,
         };
-        let groups = self.integer_groups(wanted, way, &tensor)?;
+        let mut groups = self.integer_groups(wanted, way, &tensor)?;
+        if let (ScaleFor::Group(size), Some(index)) = (way.scale, self.group_index(wanted)?) {
+            if groups.cols != size.min(cols) {
+                return Err(self.unsupported(&index.tensor, &format!("with groups of {size} columns in any order")));
+            }
+            groups.parts.insert(0, index);
+        }
         Ok(Some(in_rows(tensor, encoding, wanted, groups)))
+    }
+
+    /// Which group every column is in, where compressed-tensors says so; -1 says that groups are runs of columns.
+    fn group_index(&self, wanted: &Wanted) -> Result<Option<Part>> {
+        let name = wanted.sibling("weight_g_idx");
+        if self.checkpoint.get(&name).is_none() {
+            return Ok(None);
+        }
+        let tensor = self.typed(&name, &[wanted.cols], &[Dtype::I32])?;
+        let runs = self.checkpoint.read(&tensor, 4)? == (-1i32).to_le_bytes();
+        Ok((!runs).then_some(Part { role: Role::GroupIndex, tensor }))
     }
 
     /// Scales and zeros of integers.

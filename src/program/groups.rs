@@ -22,7 +22,8 @@ pub struct Groups {
     /// Rows and columns of a group. Groups follow each other row by row; or, of a matrix that is stored as its transpose,
     /// for all rows (of which a group has one) the first columns, then the next.
     pub rows: usize,
-    /// A power of two of at least 16, or at least the number of columns; any number where the matrix is transposed.
+    /// A power of two of at least 16, or at least the number of columns; any number where the matrix is transposed. With a
+    /// [`Role::GroupIndex`], there is a group for so many columns, whichever they are.
     pub cols: usize,
 }
 
@@ -87,6 +88,11 @@ impl Part {
 }
 
 impl Groups {
+    /// Whether a part says of every column which group it is in.
+    pub fn in_any_order(&self) -> bool {
+        self.parts.iter().any(|part| part.role == Role::GroupIndex)
+    }
+
     pub fn have_zeros(&self) -> bool {
         self.parts.iter().any(|part| part.role.is_zeros())
     }
@@ -103,7 +109,7 @@ impl Matrix {
     /// # Errors
     /// A column that is in no group.
     pub fn check_index(&self, part: &Part, first: usize, bytes: &[u8]) -> Result<()> {
-        let groups = self.groups.as_ref().map_or(0, |groups| groups.count / self.rows);
+        let groups = self.groups.as_ref().map_or(0, |groups| self.cols.div_ceil(groups.cols));
         let found = bytes.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word));
         match (first..).zip(found).find(|(_, group)| *group as usize >= groups) {
             None => Ok(()),
@@ -120,7 +126,7 @@ impl Matrix {
 pub struct FactorRoom {
     pub scales: usize,
     pub zeros: usize,
-    /// Groups of columns, where a matrix is stored as its transpose.
+    /// Groups of columns, where a matrix is stored as its transpose or they are in any order.
     pub index: usize,
     pub codebook: usize,
     pub block_scales: usize,
@@ -139,7 +145,8 @@ impl FactorRoom {
             let Some(groups) = &matrix.groups else { continue };
             room.scales = room.scales.max(groups.count);
             room.zeros = room.zeros.max(if groups.have_zeros() { groups.count } else { 0 });
-            room.index = room.index.max(if matrix.tensor.transposed { matrix.cols } else { 0 });
+            let indexed = matrix.tensor.transposed || groups.in_any_order();
+            room.index = room.index.max(if indexed { matrix.cols } else { 0 });
             room.codebook = room.codebook.max(groups.elements(Role::Codebook));
             room.block_scales = room.block_scales.max(groups.elements(Role::BlockScales));
         }

@@ -93,14 +93,16 @@ fn check(layout: Layout, form: &Form, seed: u64) -> Result<(), String> {
 }
 
 /// Forms of packed projections: those that are stored as their transpose are multiplied whole.
-const PACKED: [&str; 3] = ["gptq, 4 bits, groups of 32", "gptq in any order", "awq, groups of 32"];
+const PACKED: [&str; 4] =
+    ["gptq, 4 bits, groups of 32", "gptq in any order", "awq, groups of 32", "packed, 4 bits in any order, zeros"];
 
 /// Forms of experts, with factors of every kind.
-const OF_EXPERTS: [&str; 5] = [
+const OF_EXPERTS: [&str; 6] = [
     "gptq, 8 bits in any order",
     "awq, groups of 32",
     "nf4, scales quantized",
     "packed, 4 bits, groups of 32, zeros",
+    "packed, 4 bits in any order, zeros",
     "bytes, rows, zeros",
 ];
 

@@ -130,6 +130,9 @@ pub fn forms() -> Vec<Form> {
         form("packed, 4 bits, groups of 32, zeros", packed(4, false, 32), 4, 32, all, integers),
         form("packed, 8 bits, groups of 16, zeros", packed(8, false, 16), 8, 16, all, integers),
         form("packed, 8 bits, groups of 32", packed(8, true, 32), 8, 32, all, integers),
+        form("packed, 4 bits in any order, zeros", packed(4, false, 32), 4, 32, all, integers_ordered),
+        form("packed, 8 bits in any order", packed(8, true, 16), 8, 16, all, integers_ordered),
+        form("packed, 4 bits, an order that says nothing", packed(4, true, 32), 4, 32, all, integers_unordered),
         form(
             "packed, 4 bits, rows",
             compressed(4, "pack-quantized", true, "channel", Value::Null),
@@ -220,6 +223,14 @@ fn in_order(form: &Form, cols: usize) -> Vec<usize> {
     (0..cols).map(|c| c / form.group_of(cols)).collect()
 }
 
+fn in_any_order(form: &Form, cols: usize, random: &mut Random) -> Vec<usize> {
+    let mut index = in_order(form, cols);
+    for i in (1..cols).rev() {
+        index.swap(i, random.below(i + 1));
+    }
+    index
+}
+
 fn gptq_v1(
     form: &Form,
     stem: &str,
@@ -267,10 +278,7 @@ fn gptq_ordered(
     fault: Option<Fault>,
     random: &mut Random,
 ) -> (Vec<Stored>, Vec<f64>) {
-    let mut index = in_order(form, cols);
-    for i in (1..cols).rev() {
-        index.swap(i, random.below(i + 1));
-    }
+    let index = in_any_order(form, cols, random);
     gptq(form, stem, [rows, cols], fault, random, [1, 0], &index)
 }
 
@@ -455,7 +463,6 @@ fn llm_int8(
     (tensors, decode([rows, cols], |r, c| codes[r * cols + c], |_| 0, factors, 1, fault))
 }
 
-/// As compressed-tensors' `pack_to_int32` and its plain integers.
 fn integers(
     form: &Form,
     stem: &str,
@@ -463,6 +470,47 @@ fn integers(
     cols: usize,
     fault: Option<Fault>,
     random: &mut Random,
+) -> (Vec<Stored>, Vec<f64>) {
+    compressed_tensors(form, stem, [rows, cols], fault, random, &in_order(form, cols))
+}
+
+/// With `actorder: group`, as compressed-tensors quantises the columns of a group wherever they are.
+fn integers_ordered(
+    form: &Form,
+    stem: &str,
+    rows: usize,
+    cols: usize,
+    fault: Option<Fault>,
+    random: &mut Random,
+) -> (Vec<Stored>, Vec<f64>) {
+    let index = in_any_order(form, cols, random);
+    let (mut tensors, values) = compressed_tensors(form, stem, [rows, cols], fault, random, &index);
+    tensors.push(tensor(stem, "weight_g_idx", Dtype::I32, &[cols], words(index.iter().map(|g| *g as u32))));
+    (tensors, values)
+}
+
+/// With an index that was never filled.
+fn integers_unordered(
+    form: &Form,
+    stem: &str,
+    rows: usize,
+    cols: usize,
+    fault: Option<Fault>,
+    random: &mut Random,
+) -> (Vec<Stored>, Vec<f64>) {
+    let (mut tensors, values) = integers(form, stem, rows, cols, fault, random);
+    tensors.push(tensor(stem, "weight_g_idx", Dtype::I32, &[cols], words(vec![u32::MAX; cols])));
+    (tensors, values)
+}
+
+/// As compressed-tensors' `pack_to_int32` and its plain integers; `index` has the group of each column.
+fn compressed_tensors(
+    form: &Form,
+    stem: &str,
+    [rows, cols]: [usize; 2],
+    fault: Option<Fault>,
+    random: &mut Random,
+    index: &[usize],
 ) -> (Vec<Stored>, Vec<f64>) {
     let weights = &form.config["config_groups"]["group_0"]["weights"];
     let (symmetric, one) = (weights["symmetric"] == true, weights["strategy"] == "tensor");
@@ -499,5 +547,5 @@ fn integers(
     }
     let factor = |r: usize, g: usize| if one { 0 } else { r * groups + g };
     let factors = |r: usize, g: usize| (zeros[factor(r, g)] as f64, scales[factor(r, g)]);
-    (tensors, decode([rows, cols], |r, c| codes[r * cols + c], |c| c / group, factors, groups, fault))
+    (tensors, decode([rows, cols], |r, c| codes[r * cols + c], |c| index[c], factors, groups, fault))
 }

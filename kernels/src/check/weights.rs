@@ -17,6 +17,8 @@ pub enum Form {
     Blocks(Encoding),
     /// In matrices of their own, for blocks of 2^rows x 2^columns numbers.
     Factors { encoding: Encoding, rows: i32, columns: i32, zeros: bool },
+    /// As those, but which of the blocks of a row a column is in, a list says.
+    AnyOrder { encoding: Encoding, columns: i32, zeros: bool },
     /// Behind the codes of each row, for blocks of 2^columns numbers.
     Packed { encoding: Encoding, columns: i32 },
     /// Bfloat16 with coded exponents.
@@ -31,7 +33,7 @@ const fn zeros(encoding: Encoding, rows: i32, columns: i32) -> Form {
 }
 
 /// Every encoding, with the layouts of factors that exist and some that are awkward.
-pub const FORMS: [Form; 30] = [
+pub const FORMS: [Form; 33] = [
     Form::Plain(Encoding::F32),
     Form::Plain(Encoding::F16),
     Form::Plain(Encoding::Bf16),
@@ -56,6 +58,9 @@ pub const FORMS: [Form; 30] = [
     factors(Encoding::Offset8, 0, 4),
     zeros(Encoding::Offset4, 0, 7),
     factors(Encoding::Offset4, 0, 5),
+    Form::AnyOrder { encoding: Encoding::Offset4, columns: 6, zeros: true },
+    Form::AnyOrder { encoding: Encoding::Offset8, columns: 5, zeros: false },
+    Form::AnyOrder { encoding: Encoding::Int8Zero, columns: 7, zeros: false },
     factors(Encoding::Mxfp4, 0, 5),
     Form::Blocks(Encoding::Q8_0),
     Form::Blocks(Encoding::Q4_0),
@@ -68,7 +73,9 @@ impl Form {
     pub fn encoding(self) -> Encoding {
         match self {
             Form::Plain(encoding) | Form::Blocks(encoding) => encoding,
-            Form::Factors { encoding, .. } | Form::Packed { encoding, .. } => encoding,
+            Form::Factors { encoding, .. } | Form::AnyOrder { encoding, .. } | Form::Packed { encoding, .. } => {
+                encoding
+            }
             Form::Lossless(_) => Encoding::Lossless,
         }
     }
@@ -125,6 +132,13 @@ pub fn random_tile(check: &mut Check, form: Form, first: usize, n: usize, k: usi
             (weights.row_shift, weights.column_shift) = (rows, columns);
             beside(check, &mut weights, encoding, zeros, n, k)
         }
+        Form::AnyOrder { encoding, columns, zeros } => {
+            weights.column_shift = columns;
+            let blocks = ((k - 1) as i32 >> columns) + 1;
+            let index: Vec<i32> = (0..k).map(|_| check.rng.random_range(0..blocks)).collect();
+            weights.index = check.input(&index);
+            in_blocks(check, &mut weights, encoding, zeros, n, &index)
+        }
         Form::Packed { encoding, columns } => {
             weights.column_shift = columns;
             packed(check, &mut weights, encoding, n, k)
@@ -141,7 +155,7 @@ pub fn random_tile(check: &mut Check, form: Form, first: usize, n: usize, k: usi
     (weights, numbers)
 }
 
-/// Codes with factors in matrices of their own, which have a row more than the tile needs.
+/// Codes with factors in matrices of their own, for blocks that are runs of columns.
 fn beside(
     check: &mut Check,
     weights: &mut Weights,
@@ -150,8 +164,21 @@ fn beside(
     n: usize,
     k: usize,
 ) -> Vec<f64> {
-    let (first, rows, columns) = (weights.first_row as usize, weights.row_shift, weights.column_shift);
-    let across = ((k - 1) >> columns) + 1;
+    let index: Vec<i32> = (0..k as i32).map(|i| i >> weights.column_shift).collect();
+    in_blocks(check, weights, encoding, with_zeros, n, &index)
+}
+
+/// Codes with factors in matrices of their own, which have a row more than the tile needs; of each column its block.
+fn in_blocks(
+    check: &mut Check,
+    weights: &mut Weights,
+    encoding: Encoding,
+    with_zeros: bool,
+    n: usize,
+    index: &[i32],
+) -> Vec<f64> {
+    let (first, rows, k) = (weights.first_row as usize, weights.row_shift, index.len());
+    let across = ((k - 1) >> weights.column_shift) + 1;
     let count = ((first + n) >> rows) * across + across;
     let codes = codes(check, encoding, n * k);
     let bytes: Vec<u8> = codes.chunks(k).flat_map(|row| stored(encoding, row)).collect();
@@ -173,7 +200,7 @@ fn beside(
     if with_zeros {
         weights.zero = check.input(&zeros);
     }
-    let at = |r: usize, i: usize| ((first + r) >> rows) * across + (i >> columns);
+    let at = |r: usize, i: usize| ((first + r) >> rows) * across + index[i] as usize;
     let value = |j: usize| {
         let at = at(j / k, j % k);
         (number(encoding, codes[j]) - f64::from(zeros[at])) * scales[at]

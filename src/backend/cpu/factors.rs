@@ -12,7 +12,7 @@ pub(super) struct FactorTables {
     pub scales: Vec<f32>,
     /// As many, or none.
     pub zeros: Vec<f32>,
-    /// The group of every column, where a matrix is stored as its transpose.
+    /// The group of every column, where a matrix is stored as its transpose or they are in any order.
     pub index: Vec<u32>,
     codebook: Vec<f32>,
     block_scales: Vec<f32>,

@@ -21,7 +21,15 @@ fn split<'a>(tile: &Tile<'a>, row: &'a [u8]) -> (&'a [u8], &'a [u8], Packed) {
 fn scales<'a>(tile: &Tile<'a>, row: &'a [u8]) -> (&'a [u8], Factors<'a>) {
     let (codes, behind, packed) = split(tile, row);
     let (values, _) = behind.as_chunks::<4>();
-    (codes, Factors { values: &values[..packed.scales(tile.k)], zeros: &[], shift: (packed.block() / BLOCK).ilog2() })
+    (
+        codes,
+        Factors {
+            values: &values[..packed.scales(tile.k)],
+            zeros: &[],
+            shift: (packed.block() / BLOCK).ilog2(),
+            index: &[],
+        },
+    )
 }
 
 /// Signed bytes.

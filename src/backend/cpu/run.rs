@@ -404,13 +404,15 @@ pub(super) fn scales<'a>(
     if let Some(groups) = &weight.groups {
         let zeros = if groups.have_zeros() { groups.count } else { 0 };
         let (values, zeros) = (&tables.scales[..groups.count], &tables.zeros[..zeros]);
-        return Some(Scales { values, zeros, row_block: groups.rows, col_block: groups.cols, first_row });
+        let index = &tables.index[..if groups.in_any_order() { weight.cols } else { 0 }];
+        return Some(Scales { values, zeros, row_block: groups.rows, col_block: groups.cols, index, first_row });
     }
     weight.scales.map(|program::Scales { vector, row_block, col_block }| Scales {
         values: &vectors[vector.0],
         zeros: &[],
         row_block,
         col_block,
+        index: &[],
         first_row,
     })
 }

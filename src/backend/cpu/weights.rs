@@ -27,6 +27,8 @@ pub struct Scales<'a> {
     pub row_block: usize,
     /// A power of two, at least 16; or at least as many as the matrix has columns.
     pub col_block: usize,
+    /// Of every column the number of its block, where these are no runs of columns; or none.
+    pub index: &'a [u32],
     /// The row of the matrix that is the tile's first.
     pub first_row: usize,
 }
@@ -124,6 +126,8 @@ pub(super) struct Factors<'a> {
     /// None, or as many numbers that are subtracted first.
     pub zeros: &'a [[u8; 4]],
     pub shift: u32,
+    /// None, or of every number the place of its factor.
+    pub index: &'a [u32],
 }
 
 impl<'a> Factors<'a> {
@@ -139,7 +143,7 @@ impl<'a> Factors<'a> {
             zeros => bytemuck::cast_slice(&zeros[block * per_row..(block + 1) * per_row]),
         };
         let shift = if per_row == 1 { usize::BITS - 1 } else { (scales.col_block / LANES).ilog2() };
-        Factors { values, zeros, shift }
+        Factors { values, zeros, shift, index: scales.index }
     }
 
     /// The factor of the sixteen numbers with this place.
@@ -152,6 +156,21 @@ impl<'a> Factors<'a> {
     #[inline(always)]
     fn zero_at(&self, step: usize) -> f32 {
         f32::from_le_bytes(self.zeros[step >> self.shift])
+    }
+
+    /// The sixteen codes with this place, less their zeros and times their factors, which lie in any order.
+    #[inline(always)]
+    fn apply_in_any_order<V: F32x16>(&self, codes: V, step: usize) -> V {
+        let places = &self.index[step * LANES..];
+        let gather = |values: &[[u8; 4]]| {
+            let mut lanes = [0.0; LANES];
+            for (lane, place) in lanes.iter_mut().zip(places) {
+                *lane = f32::from_le_bytes(values[*place as usize]);
+            }
+            V::load(&lanes)
+        };
+        let codes = if self.zeros.is_empty() { codes } else { codes.sub(gather(self.zeros)) };
+        codes.mul(gather(self.values))
     }
 }
 
@@ -215,7 +234,7 @@ plain! {
     Bf16: 2, load_bf16;
 }
 
-/// Numbers with factors that lie elsewhere, sixteen in so many bytes, perhaps with zeros.
+/// Numbers with factors that lie elsewhere, sixteen in so many bytes, perhaps with zeros and in any order.
 macro_rules! scaled {
     ($($element:ident: $bytes:expr, $zeros:literal, |$chunk:ident| $numbers:expr;)*) => {$(
         pub(super) struct $element;
@@ -236,6 +255,9 @@ macro_rules! scaled {
             #[inline(always)]
             fn lanes<V: F32x16>(factors: &Factors<'_>, $chunk: &Self::Chunk, _: &mut (), i: usize, _: usize) -> V {
                 let mut numbers: V = $numbers;
+                if $zeros && !factors.index.is_empty() {
+                    return factors.apply_in_any_order(numbers, i);
+                }
                 if $zeros && !factors.zeros.is_empty() {
                     numbers = numbers.sub(V::splat(factors.zero_at(i)));
                 }

@@ -21,7 +21,7 @@ use crate::encoding::Encoding;
 use crate::error::Result;
 use crate::plan::Tile;
 use crate::plan::device::operand;
-use crate::program::{Buffer, Matrix, Product, Program, Role};
+use crate::program::{Buffer, Matrix, Product, Program};
 
 /// What of a product has no kernel.
 pub fn unsupported(matrix: &Matrix) -> Option<String> {
@@ -178,8 +178,7 @@ impl Steps {
     fn group_factors(&self, matrix: &Matrix, first_input: usize) -> TransposedParams {
         let Some(groups) = &matrix.groups else { return TransposedParams::default() };
         let tables = &self.layout.factors;
-        let in_any_order = groups.parts.iter().any(|part| part.role == Role::GroupIndex);
-        let index = if in_any_order { self.at(tables.index) + 4 * first_input as u64 } else { 0 };
+        let index = if groups.in_any_order() { self.at(tables.index) + 4 * first_input as u64 } else { 0 };
         TransposedParams {
             scale: self.at(tables.scales) as *const f32,
             zero: self.at(tables.zeros) as *const f32,

@@ -24,7 +24,8 @@ pub fn form(matrix: &Matrix) -> Option<(gemm::Encoding, Weights)> {
         (None, None) if matrix.encoding == Encoding::Mxfp4 => (1, MXFP4_BLOCK),
         (None, None) => return Some((complete(matrix.encoding)?, Weights::default())),
     };
-    let encoding = with_factors(matrix.encoding, matrix.groups.as_ref().is_some_and(Groups::have_zeros))?;
+    let less_zeros = matrix.groups.as_ref().is_some_and(|groups| groups.have_zeros() || groups.in_any_order());
+    let encoding = with_factors(matrix.encoding, less_zeros)?;
     let blocks = Weights {
         row_bytes: matrix.row_bytes() as i32,
         scale_stride: matrix.cols.div_ceil(col_block) as i32,
@@ -121,7 +122,10 @@ impl Steps {
         };
         let zeros = matrix.groups.as_ref().is_some_and(Groups::have_zeros);
         let zero = if zeros { self.at(self.layout.factors.zeros) } else { 0 };
-        let (data, scale, zero) = (address as *const _, scale as *const _, zero as *const f32);
-        (encoding, Weights { data, scale, zero, first_row: first_row as i32, ..blocks })
+        let in_any_order = matrix.groups.as_ref().is_some_and(Groups::in_any_order);
+        let index = if in_any_order { self.at(self.layout.factors.index) } else { 0 };
+        let (data, scale, zero, index) =
+            (address as *const _, scale as *const _, zero as *const f32, index as *const i32);
+        (encoding, Weights { data, scale, zero, index, first_row: first_row as i32, ..blocks })
     }
 }
