@@ -72,7 +72,7 @@ impl GenerateOptions {
         let default = GenerateOptions::default();
         let eos = match file.get("eos_token_id") {
             Some(_) => file.ids("eos_token_id")?,
-            None => model.ids("eos_token_id")?,
+            None => model.text_part().ids("eos_token_id")?,
         };
         let max_new_tokens = file.number("max_new_tokens", default.max_new_tokens as f64)? as usize;
         Ok(GenerateOptions { max_new_tokens, sampling, eos, ..default })
@@ -93,6 +93,14 @@ impl Keys {
             false => Map::new(),
         };
         Ok(Keys { path, keys })
+    }
+
+    /// The text part of a multimodal configuration, where that alone has an end; else all of it.
+    fn text_part(self) -> Keys {
+        match self.get("text_config").and_then(Value::as_object) {
+            Some(text) if self.get("eos_token_id").is_none() => Keys { keys: text.clone(), ..self },
+            _ => self,
+        }
     }
 
     /// A value that is there and not null.

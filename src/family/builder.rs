@@ -270,7 +270,12 @@ impl<'a> Builder<'a> {
             return Err(self
                 .unsupported(of, &format!("of type {}, which the `quantization_config` does not explain,", of.dtype)));
         };
-        let tensor = self.checkpoint.require(&format!("{}{suffix}", of.name))?.clone();
+        // What AutoFP8 made has factors of whole matrices, under the other name.
+        let named = [*suffix, "_scale"].map(|suffix| self.checkpoint.get(&format!("{}{suffix}", of.name)));
+        let tensor = match named.into_iter().flatten().next() {
+            Some(tensor) => tensor.clone(),
+            None => self.checkpoint.require(&format!("{}{suffix}", of.name))?.clone(),
+        };
         let (rows, cols) = (of.shape[0], of.shape[1]);
         let Some((row_block, col_block)) = self.quantization.block(rows, cols, &tensor.shape) else {
             let path = self.checkpoint.file_path(tensor.span.file).to_path_buf();

@@ -19,11 +19,13 @@ pub const FAMILY: Family = Family {
     build,
 };
 
+const QKV: &str = "self_attention.query_key_value";
+
 const NAMES: Names = Names {
     root: "transformer.",
     embedding: "embedding.word_embeddings",
     layers: "encoder.layers",
-    qkv: Qkv::Packed("self_attention.query_key_value"),
+    qkv: Qkv::Packed(QKV),
     attention_output: "self_attention.dense",
     mlp: Mlp::Packed("mlp.dense_h_to_4h"),
     mlp_output: "mlp.dense_4h_to_h",
@@ -38,9 +40,10 @@ fn build(config: &Config, builder: Builder) -> Result<Program> {
         return Err(config.unsupported("the first ChatGLM-6B (`position_encoding_2d`, `inner_hidden_size`)"));
     }
     let heads = config.count("num_attention_heads")?;
-    let groups = match config.flag("multi_query_attention", false)? {
-        true => config.count("multi_query_group_num")?,
-        false => heads,
+    // With as many key heads as queries, each head has its own three one after the other.
+    let (groups, qkv) = match config.flag("multi_query_attention", false)? {
+        true => (config.count("multi_query_group_num")?, Qkv::Packed(QKV)),
+        false => (heads, Qkv::Grouped(QKV)),
     };
     let config = config.or(json!({
         "hidden_act": "silu", "num_key_value_heads": groups, "max_position_embeddings": 2048, "norm_eps": 1e-5
@@ -58,7 +61,7 @@ fn build(config: &Config, builder: Builder) -> Result<Program> {
     };
     let bias = config.flag("add_bias_linear", false)?;
     let dense = Dense {
-        names: NAMES,
+        names: Names { qkv, ..NAMES },
         qkv_bias: bias || config.flag("add_qkv_bias", false)?,
         output_bias: bias,
         mlp_bias: bias,

@@ -37,6 +37,7 @@ const ALIASES: &[(&str, &[&str])] = &[
         ],
     ),
     ("rope_theta", &["rotary_emb_base"]),
+    ("num_experts", &["num_local_experts"]),
     ("num_experts_per_tok", &["experts_per_token"]),
     ("partial_rotary_factor", &["rotary_pct"]),
     ("sliding_window_pattern", &["_sliding_window_pattern"]),

@@ -32,8 +32,10 @@ pub const V3: Family = Family {
 fn build_v2(config: &Config, builder: Builder) -> Result<Program> {
     let config = config.or(json!({"topk_method": "greedy", "routed_scaling_factor": 1.0}));
     config.require("scoring_func", "softmax")?;
+    config.require("mlp_bias", false)?;
     let (groups, top_groups) = match config.text_of("topk_method") {
-        Some("greedy") => (1, 1),
+        // Early files have a letter wrong.
+        Some("greedy" | "gready") => (1, 1),
         Some("group_limited_greedy") => (config.count("n_group")?, config.count("topk_group")?),
         other => {
             let other = other.unwrap_or("no string");
@@ -50,7 +52,9 @@ fn build_v2(config: &Config, builder: Builder) -> Result<Program> {
 }
 
 fn build_v3(config: &Config, builder: Builder) -> Result<Program> {
-    let config = config.or(json!({"n_group": 1, "topk_group": 1, "routed_scaling_factor": 2.5}));
+    let config = config.or(json!({
+        "n_group": 8, "topk_group": 4, "routed_scaling_factor": 2.5, "first_k_dense_replace": 3
+    }));
     config.require("scoring_func", "sigmoid")?;
     config.require("topk_method", "noaux_tc")?;
     let routing = Routing {

@@ -44,9 +44,11 @@ fn build(config: &Config, builder: Builder) -> Result<Program> {
         },
     );
     let config = config.or(json!({
-        "activation": "gelu", "intermediate_size": 4 * hidden, "max_position_embeddings": 2048, "norm_eps": 1e-5,
+        "activation": "gelu", "max_position_embeddings": 2048, "norm_eps": 1e-5,
         "tie_word_embeddings": true
     }));
+    let inner = config.optional_size("intermediate_size")?.unwrap_or(4 * hidden);
+    let config = config.with("intermediate_size", inner);
     let config = config.with("hidden_act", config.text_of("activation").unwrap_or_default().to_string());
     config.require("apply_residual_connection_post_layernorm", false)?;
     let alibi = config.flag("alibi", false)?;

@@ -10,6 +10,9 @@ use crate::program::{Program, RopeStyle};
 
 use super::Config;
 
+/// The classes that GGUF files are read as.
+pub const CLASSES: [&str; 4] = ["LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"];
+
 /// Makes the configuration of the model in a GGUF file.
 ///
 /// # Errors

@@ -49,5 +49,5 @@ fn read(config: &Config) -> Result<Dense> {
     let dense = Dense::without_rope(&config)?;
     let rotation = Rotation::new(dense.head_dim, dense.max_positions);
     let rope = Rotation { style: RopeStyle::Interleaved, partial: Some(0.5), ..rotation }.read(&config)?;
-    Ok(Dense { qkv_bias: config.flag("attention_bias", false)?, ..dense.with_rope(rope) })
+    Ok(Dense { qkv_bias: config.flag("attention_bias", true)?, ..dense.with_rope(rope) })
 }

@@ -38,6 +38,9 @@ fn build(config: &Config, builder: Builder) -> Result<Program> {
     let rope = Rotation { partial: Some(0.25), ..rotation }.read(&config)?;
     let bias = config.flag("attention_bias", true)?;
     let parallel = config.flag("use_parallel_residual", true)?;
-    let dense = Dense { names: NAMES, parallel, qkv_bias: bias, output_bias: bias, mlp_bias: true, ..dense };
+    // Newer versions of transformers may write the head under the name that all others have.
+    let head = if builder.has("lm_head.weight") { "lm_head" } else { NAMES.head };
+    let names = Names { head, ..NAMES };
+    let dense = Dense { names, parallel, qkv_bias: bias, output_bias: bias, mlp_bias: true, ..dense };
     builder.dense(dense.with_rope(rope))
 }

@@ -26,7 +26,9 @@ fn build(config: &Config, builder: Builder) -> Result<Program> {
     let config = config.or(json!({
         "hidden_act": "silu", "num_key_value_heads": 8, "head_dim": 64, "max_position_embeddings": 131_072,
         "sliding_window": 128, "rms_norm_eps": 1e-5, "num_local_experts": 128, "num_experts_per_tok": 4,
-        "attention_bias": true
+        "attention_bias": true, "rope_scaling": {
+            "rope_type": "yarn", "factor": 32.0, "truncate": false, "original_max_position_embeddings": 4096
+        }
     }));
     let bias = config.flag("attention_bias", true)?;
     let dense = Dense::without_rope(&config)?;

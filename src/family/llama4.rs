@@ -40,7 +40,7 @@ fn build(config: &Config, builder: Builder) -> Result<Program> {
     let rotated = rotated(&config, dense.layers)?;
     let rotation =
         Rotation { style: RopeStyle::Interleaved, theta: 5e5, ..Rotation::new(dense.head_dim, dense.max_positions) };
-    let chunk = config.size("attention_chunk_size")?;
+    let chunk = config.optional_size("attention_chunk_size")?;
     let temperature = QueryScale::Temperature {
         scale: config.number("attn_scale", 0.1)?,
         floor: config.optional_number("floor_scale")?.unwrap_or(8192.0),
@@ -52,7 +52,7 @@ fn build(config: &Config, builder: Builder) -> Result<Program> {
         qkv_bias: bias,
         output_bias: bias,
         qk_norm: if config.flag("use_qk_norm", true)? { QkNorm::Rotated } else { QkNorm::None },
-        chunks: chunked(&config, &rotated)?.iter().map(|chunked| chunked.then_some(chunk)).collect(),
+        chunks: chunked(&config, &rotated)?.iter().map(|chunked| chunk.filter(|_| *chunked)).collect(),
         ropes: vec![rotation.read(&config)?],
         layer_ropes: rotated.iter().map(|rotated| rotated.then_some(0)).collect(),
         unrotated_scale: config.switch("attn_temperature_tuning", true)?.then_some(temperature),
@@ -64,10 +64,10 @@ fn build(config: &Config, builder: Builder) -> Result<Program> {
 /// Layers with rotation: where `no_rope_layers` is 1, for all its name; else all but every fourth or so.
 fn rotated(config: &Config, layers: usize) -> Result<Vec<bool>> {
     match config.indices("no_rope_layers")?.filter(|list| !list.is_empty()) {
-        Some(list) if list.len() != layers => {
+        Some(list) if list.len() < layers => {
             Err(config.problem(format!("`no_rope_layers` has {} entries for {layers} layers", list.len())))
         }
-        Some(list) => Ok(list.iter().map(|rotated| *rotated != 0).collect()),
+        Some(list) => Ok(list.iter().take(layers).map(|rotated| *rotated != 0).collect()),
         None => {
             let interval = config.count("no_rope_layer_interval")?;
             Ok((0..layers).map(|layer| (layer + 1) % interval != 0).collect())

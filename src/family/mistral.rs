@@ -18,7 +18,9 @@ pub const FAMILY: Family = Family {
 };
 
 fn build(config: &Config, builder: Builder) -> Result<Program> {
-    let config = config.or(json!({"hidden_act": "silu", "num_key_value_heads": 8, "max_position_embeddings": 131_072}));
+    let config = config.or(json!({
+        "hidden_act": "silu", "num_key_value_heads": 8, "max_position_embeddings": 131_072, "sliding_window": 4096
+    }));
     let dense = Dense::read(&config)?;
     let windows = vec![config.optional_size("sliding_window")?; dense.layers];
     builder.dense(Dense { windows, ..dense })

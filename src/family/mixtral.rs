@@ -21,7 +21,7 @@ pub const FAMILY: Family = Family {
 fn build(config: &Config, builder: Builder) -> Result<Program> {
     let config = config.or(json!({
         "hidden_act": "silu", "num_key_value_heads": 8, "max_position_embeddings": 131_072, "num_local_experts": 8,
-        "num_experts_per_tok": 2, "rms_norm_eps": 1e-5
+        "num_experts_per_tok": 2, "rms_norm_eps": 1e-5, "rope_theta": 1e6
     }));
     let dense = Dense::read(&config)?;
     let windows = vec![config.optional_size("sliding_window")?; dense.layers];

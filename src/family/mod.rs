@@ -100,8 +100,15 @@ const FAMILIES: &[Family] = &[
 /// What every family is read from.
 const FORMS: &str = "safetensors, .bin: bf16, f16, f32, fp8, int8, int4, nf4";
 
+/// What a family is read from.
+fn forms(family: &Family) -> String {
+    let gguf = gguf::CLASSES.iter().any(|class| family.architectures.contains(class));
+    let mxfp4 = family.name == gpt_oss::FAMILY.name;
+    format!("{FORMS}{}{}", if mxfp4 { ", mxfp4" } else { "" }, if gguf { "; GGUF" } else { "" })
+}
+
 /// A family that can be run, for people to read.
-#[derive(Clone, Copy, Debug, serde::Serialize)]
+#[derive(Clone, Debug, serde::Serialize)]
 pub struct Supported {
     pub family: &'static str,
     /// Class names, as `config.json` has them.
@@ -109,7 +116,7 @@ pub struct Supported {
     /// How it differs from Llama.
     pub special: &'static str,
     /// The forms of checkpoints that it is read from.
-    pub forms: &'static str,
+    pub forms: String,
 }
 
 /// All families that can be run.
@@ -118,7 +125,7 @@ pub fn supported() -> impl Iterator<Item = Supported> {
         family: family.name,
         architectures: family.architectures,
         special: family.special,
-        forms: FORMS,
+        forms: forms(family),
     };
     FAMILIES.iter().map(row)
 }
@@ -126,8 +133,7 @@ pub fn supported() -> impl Iterator<Item = Supported> {
 /// All families that can be run, as a Markdown table with columns of equal width.
 pub fn table() -> String {
     let head = ["family", "architectures", "what is special", "forms"].map(String::from);
-    let rows = supported()
-        .map(|row| [row.family.into(), row.architectures.join(", "), row.special.into(), row.forms.to_string()]);
+    let rows = supported().map(|row| [row.family.into(), row.architectures.join(", "), row.special.into(), row.forms]);
     let mut rows: Vec<[String; 4]> = std::iter::once(head).chain(rows).collect();
     let widths: [usize; 4] = std::array::from_fn(|i| rows.iter().map(|row| row[i].chars().count()).max().unwrap_or(0));
     rows.insert(1, widths.map(|width| "-".repeat(width)));

@@ -162,10 +162,12 @@ impl Builder<'_> {
             self.shared_expert(moe, shared, on, at, input, output)?;
         }
         let experts = self.experts_of(moe, &format!("{at}.experts"))?;
+        // Where each has tensors of its own, gate and up are two of them, however they would be stored together.
+        let apart = experts.iter().all(|expert| expert.matrices.len() == 3);
         self.experts.push(ExpertLayer { experts, top_k });
         let packing = match moe.stored {
-            Stored::Rows => None,
-            Stored::Columns(packing) => Some(packing),
+            Stored::Columns(packing) if !apart => Some(packing),
+            _ => None,
         };
         let biases = if moe.biases { self.expert_biases(moe, at)? } else { Vec::new() };
         self.step(Step::Experts(Experts {

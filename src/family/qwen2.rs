@@ -38,7 +38,8 @@ pub(super) fn windows_where(
     layers: usize,
     by_default: impl Fn(usize) -> bool,
 ) -> Result<Vec<Option<usize>>> {
-    let slides = config.sliding_layers(layers, by_default)?;
+    let window = config.has("sliding_window");
+    let slides = config.sliding_layers(layers, |layer| window && by_default(layer))?;
     match config.flag("use_sliding_window", false)? {
         true => config.windows(&slides),
         false if slides.contains(&true) => {

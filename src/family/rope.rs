@@ -67,7 +67,7 @@ impl Rotation<'_> {
         };
         let Some(keys) = keys else { return Ok(1.0) };
         let scaling = Scaling { config, keys, theta: self.theta, max_positions: self.max_positions };
-        match (scaling.kind()?, scaling.number("mscale_all_dim")?) {
+        match (scaling.kind()?, scaling.strength("mscale_all_dim")?) {
             ("default", _) | (_, None) => Ok(1.0),
             (_, Some(all)) => Ok(mscale(scaling.factor()?, all).powi(2) as f32),
         }
@@ -164,6 +164,14 @@ impl Scaling<'_> {
         }
     }
 
+    /// A number that says nothing where it is 0.
+    fn strength(&self, key: &str) -> Result<Option<f64>> {
+        match self.keys.get(key).and_then(Value::as_f64) {
+            Some(0.0) => Ok(None),
+            _ => self.number(key),
+        }
+    }
+
     fn required(&self, key: &str) -> Result<f64> {
         self.number(key)?.ok_or_else(|| self.config.problem(format!("rope scaling lacks `{key}`")))
     }
@@ -182,15 +190,18 @@ impl Scaling<'_> {
         let factor = self.factor()?;
         let (low, high) = (self.required("low_freq_factor")?, self.required("high_freq_factor")?);
         let original = self.required("original_max_position_embeddings")?;
-        if high <= low {
-            return Err(self
-                .config
-                .problem(format!("rope scaling `high_freq_factor` {high} must be above `low_freq_factor` {low}")));
+        if high < low {
+            let problem = format!("rope scaling `high_freq_factor` {high} must not be below `low_freq_factor` {low}");
+            return Err(self.config.problem(problem));
         }
         let scale = |freq: f32| {
             let freq = freq as f64;
             let turns = original * freq / std::f64::consts::TAU;
-            let keep = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+            // Llama 4 Scout has nothing between the two.
+            let keep = match high == low {
+                true => f64::from(turns >= low),
+                false => ((turns - low) / (high - low)).clamp(0.0, 1.0),
+            };
             ((1.0 - keep) * freq / factor + keep * freq) as f32
         };
         Ok(Rope { inv_freq: plain.inv_freq.iter().copied().map(scale).collect(), ..plain })
@@ -229,7 +240,7 @@ impl Scaling<'_> {
         if let Some(given) = self.number("attention_factor")? {
             return Ok(given);
         }
-        Ok(match (self.number("mscale")?, self.number("mscale_all_dim")?) {
+        Ok(match (self.strength("mscale")?, self.strength("mscale_all_dim")?) {
             (Some(m), Some(all)) => mscale(factor, m) / mscale(factor, all),
             _ => mscale(factor, 1.0),
         })

@@ -53,7 +53,7 @@ fn golden_logits_at_every_position_at_three_budgets_with_each_reader() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("logits.safetensors");
     let readers = readers(&golden("models/yi"));
-    for name in ["llama32_tied", "mistral_window", "qwen2_yarn", "qwen3_yarn", "yi"] {
+    for name in ["llama31_gqa", "mistral_window", "qwen2_yarn", "qwen3_yarn", "yi"] {
         let model = golden("models").join(name);
         let expected = model.join("expected.safetensors");
         for prompt in 0..3 {

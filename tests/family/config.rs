@@ -22,7 +22,11 @@ impl Changed {
     pub fn new(case: &str) -> Changed {
         let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models").join(case);
         let dir = tempfile::tempdir().unwrap();
-        symlink(golden.join("model.safetensors"), dir.path().join("model.safetensors")).unwrap();
+        for file in fs::read_dir(&golden).unwrap().map(|entry| entry.unwrap()) {
+            if file.file_name() != "config.json" {
+                symlink(file.path(), dir.path().join(file.file_name())).unwrap();
+            }
+        }
         let config = serde_json::from_slice(&fs::read(golden.join("config.json")).unwrap()).unwrap();
         Changed { dir, config }
     }
@@ -44,6 +48,11 @@ impl Changed {
 
     fn program(&self) -> Program {
         Outline::new(&self.path(), &Options::default()).map(|outline| outline.program().clone()).unwrap()
+    }
+
+    /// All of the program, to be compared.
+    fn shown(&self) -> String {
+        format!("{:?}", self.program())
     }
 
     fn refusal(&self) -> String {
@@ -68,10 +77,10 @@ fn plain(theta: f64, dim: usize) -> impl Iterator<Item = f64> {
 
 #[test]
 fn the_newer_key_style_means_the_same() {
-    let published = Changed::new("llama32_tied");
+    let published = Changed::new("llama31_gqa");
     let mut parameters = published.config["rope_scaling"].clone();
     parameters["rope_theta"] = published.config["rope_theta"].clone();
-    let newer = Changed::new("llama32_tied")
+    let newer = Changed::new("llama31_gqa")
         .remove("rope_scaling")
         .remove("rope_theta")
         .remove("torch_dtype")
@@ -97,15 +106,15 @@ fn dynamic_scaling_grows_the_base_beyond_the_original_length() {
 
 #[test]
 fn llama3_scaling_blends_between_the_two_wavelengths() {
-    let rope = Changed::new("llama32_tied").program().ropes.remove(0);
-    let expected = plain(500_000.0, 16).map(|freq| {
-        let (length, wavelength) = (64.0, TAU / freq);
+    let rope = Changed::new("llama31_gqa").program().ropes.remove(0);
+    let expected = plain(500_000.0, 24).map(|freq| {
+        let (length, wavelength) = (48.0, TAU / freq);
         match wavelength {
             short if short < length / 4.0 => freq,
-            long if long > length / 1.0 => freq / 32.0,
+            long if long > length / 1.0 => freq / 8.0,
             _ => {
                 let smooth = (length / wavelength - 1.0) / (4.0 - 1.0);
-                (1.0 - smooth) * freq / 32.0 + smooth * freq
+                (1.0 - smooth) * freq / 8.0 + smooth * freq
             }
         }
     });
@@ -216,13 +225,94 @@ fn a_configuration_that_is_wrong_is_one_clear_error() {
         (yi().set("rope_scaling", json!({"type": "linear"})), "factor"),
         (yi().set("rope_scaling", json!([1])), "rope_scaling"),
         (yi().set("tie_word_embeddings", json!("no")), "tie_word_embeddings"),
-        (Changed::new("llama32_tied").set("tie_word_embeddings", json!(false)), "lm_head.weight"),
+        (Changed::new("phi4_mini").set("tie_word_embeddings", json!(false)), "lm_head.weight"),
         (Changed::new("qwen3_yarn").set("layer_types", json!(["full_attention"])), "1 entries for 2 layers"),
     ];
     for (changed, words) in cases {
         let error = changed.refusal();
         assert!(error.contains(words), "{error} lacks {words}");
     }
+}
+
+/// Llama 4 Scout has both factors 1: nothing is blended.
+#[test]
+fn llama3_scaling_may_have_nothing_between() {
+    let changed = Changed::new("llama31_gqa");
+    let mut scaling = changed.config["rope_scaling"].clone();
+    scaling["high_freq_factor"] = json!(1.0);
+    let rope = changed.set("rope_scaling", scaling).program().ropes.remove(0);
+    let kept = |freq: f64| if 48.0 * freq / TAU < 1.0 { freq / 8.0 } else { freq };
+    assert_close(&rope.inv_freq, plain(500_000.0, 24).map(kept));
+}
+
+#[test]
+fn what_a_configuration_leaves_out_is_as_in_its_class() {
+    let windows = |changed: Changed| {
+        let steps = changed.program().steps;
+        let window = |step: Step| if let Step::Attend { attention, .. } = step { Some(attention.window) } else { None };
+        steps.into_iter().find_map(window).expect("attention")
+    };
+    assert_eq!(windows(Changed::new("mistral_window").remove("sliding_window")), Some(4096));
+    assert_eq!(windows(Changed::new("mistral_window").set("sliding_window", Value::Null)), None);
+    let with = |name: &str, key: &str| {
+        let changed = Changed::new(name);
+        let set = changed.shown();
+        assert!(set == changed.remove(key).shown(), "{name} without {key}");
+    };
+    with("mixtral", "rope_theta");
+    with("glm", "attention_bias");
+    let rope = Changed::new("gpt_oss_bf16").remove("rope_scaling").program().ropes.remove(0);
+    let published = Changed::new("gpt_oss_bf16");
+    let mut scaling = published.config["rope_scaling"].clone();
+    scaling["original_max_position_embeddings"] = json!(4096);
+    assert_eq!(rope, published.set("rope_scaling", scaling).program().ropes.remove(0));
+    let error = Changed::new("deepseek_v3").remove("n_group").refusal();
+    assert!(error.contains("12 experts in 8 groups"), "{error}");
+    let error = Changed::new("deepseek_v3").remove("first_k_dense_replace").refusal();
+    assert!(error.contains("model.layers.1.mlp"), "{error}");
+}
+
+#[test]
+fn null_and_zero_say_what_they_do_elsewhere() {
+    let same = |name: &str, key: &str, value: Value| {
+        let plain = Changed::new(name).shown();
+        assert!(plain == Changed::new(name).set(key, value.clone()).shown(), "{name} with {key} {value}");
+    };
+    same("falcon", "ffn_hidden_size", Value::Null);
+    same("qwen2_yarn", "use_sliding_window", json!(false));
+    let full = Changed::new("qwen2_yarn").set("use_sliding_window", json!(true)).set("sliding_window", Value::Null);
+    assert!(full.shown() == Changed::new("qwen2_yarn").shown());
+    let chunks = |value: Value| {
+        let changed = Changed::new("llama4_vl_wrapper");
+        let mut text = changed.config["text_config"].clone();
+        text["attention_chunk_size"] = value;
+        text["no_rope_layers"] = json!([1, 1, 0, 1, 1, 1, 1, 0]);
+        let steps = changed.set("text_config", text).program().steps;
+        let chunk = |step: Step| if let Step::Attend { attention, .. } = step { Some(attention.chunk) } else { None };
+        steps.into_iter().filter_map(chunk).collect::<Vec<_>>()
+    };
+    assert_eq!(chunks(json!(32)), [Some(32), Some(32), None, Some(32)]);
+    assert_eq!(chunks(Value::Null), [None; 4]);
+    let strength = |value: Option<f64>| {
+        let changed = Changed::new("deepseek_v3");
+        let mut scaling = changed.config["rope_scaling"].clone();
+        for key in ["mscale", "mscale_all_dim"] {
+            match value {
+                Some(number) => scaling[key] = json!(number),
+                None => drop(scaling.as_object_mut().unwrap().shift_remove(key)),
+            }
+        }
+        changed.set("rope_scaling", scaling).shown()
+    };
+    assert!(strength(Some(0.0)) == strength(None) && strength(Some(1.0)) != strength(None));
+}
+
+/// Newer versions of transformers write the number of experts under the name that Mixtral has.
+#[test]
+fn experts_may_be_counted_under_another_name() {
+    let older = Changed::new("qwen3_moe");
+    let newer = Changed::new("qwen3_moe").remove("num_experts").set("num_local_experts", json!(8));
+    assert!(older.shown() == newer.shown());
 }
 
 #[test]

@@ -9,7 +9,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::reference::{case, logits, prompts};
+use super::reference::{case, logits, nmse, prompts};
 
 /// A copy of a case whose tensors and configuration have been changed.
 fn rewritten(name: &str, rename: impl Fn(&str) -> String, configure: impl Fn(Value) -> Value) -> TempDir {
@@ -61,7 +61,7 @@ fn a_multimodal_checkpoint_has_its_text_part_under_either_name() {
 
 #[test]
 fn names_may_lack_the_root_that_the_whole_model_adds() {
-    for name in ["qwen1_ntk_logn", "starcoder2", "llama32_tied", "falcon"] {
+    for name in ["qwen1_ntk_logn", "starcoder2", "llama_bias", "falcon"] {
         let bare = |tensor: &str| tensor.trim_start_matches("model.").trim_start_matches("transformer.").to_string();
         assert!(run(rewritten(name, bare, same).path(), name) == run(&case(name), name), "{name}");
     }
@@ -159,6 +159,72 @@ fn falcon_packs_heads_in_three_ways() {
         config
     };
     assert!(run(edited(name, repeated, &[], plain).path(), name) == original);
+}
+
+#[test]
+fn chatglm_packs_heads_in_two_ways() {
+    let name = "chatglm2";
+    // Each of two key heads for two query heads, repeated: [q, k, v] head by head.
+    let repeated = |tensor: &str, bytes: &[u8]| match tensor.contains("query_key_value") {
+        true => {
+            let heads: Vec<&[u8]> = bytes.chunks(bytes.len() / 8).collect();
+            (0..4).flat_map(|head| [heads[head], heads[4 + head / 2], heads[6 + head / 2]].concat()).collect()
+        }
+        false => bytes.to_vec(),
+    };
+    let plain = |mut config: Value| {
+        config["multi_query_attention"] = json!(false);
+        config
+    };
+    assert!(run(edited(name, repeated, &[], plain).path(), name) == run(&case(name), name));
+}
+
+/// As tools that quantise Llama 4 leave it: every expert with three matrices, stored row by row.
+#[test]
+fn llama4_may_have_experts_apart() {
+    let name = "llama4_vl_wrapper";
+    let bytes = fs::read(case(name).join("model.safetensors")).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let mut made: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
+    for (tensor, view) in tensors.tensors() {
+        let Some((at, part)) = tensor.split_once(".experts.") else {
+            made.push((tensor, view.shape().to_vec(), view.data().to_vec()));
+            continue;
+        };
+        let &[experts, inputs, outputs] = view.shape() else { panic!("{tensor} is of all experts") };
+        let parts: &[&str] = if part == "gate_up_proj" { &["gate_proj", "up_proj"] } else { &["down_proj"] };
+        let rows = outputs / parts.len();
+        for (expert, bytes) in view.data().chunks(inputs * outputs * 2).enumerate() {
+            assert!(expert < experts);
+            for (i, part) in parts.iter().enumerate() {
+                let element = |row: usize, col: usize| {
+                    let number = col * outputs + i * rows + row;
+                    [bytes[2 * number], bytes[2 * number + 1]]
+                };
+                let stored = (0..rows).flat_map(|row| (0..inputs).flat_map(move |col| element(row, col))).collect();
+                made.push((format!("{at}.experts.{expert}.{part}.weight"), vec![rows, inputs], stored));
+            }
+        }
+    }
+    let to = tempfile::tempdir().unwrap();
+    let views =
+        made.iter().map(|(name, shape, bytes)| (name, TensorView::new(Dtype::BF16, shape.clone(), bytes).unwrap()));
+    fs::write(to.path().join("model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
+    fs::copy(case(name).join("config.json"), to.path().join("config.json")).unwrap();
+    // Sums of products with rows have another order than those with columns.
+    let error = nmse(&run(to.path(), name).0, &run(&case(name), name).0);
+    assert!(error <= 1e-10, "NMSE {error:e}");
+}
+
+/// What AutoFP8 writes: the method that DeepSeek's blocks are called by, with a factor for each matrix under another name.
+#[test]
+fn fp8_may_have_a_factor_for_each_matrix() {
+    let name = "ct_fp8_tensor";
+    let renamed = |mut config: Value| {
+        config["quantization_config"] = json!({"quant_method": "fp8", "activation_scheme": "static"});
+        config
+    };
+    assert!(run(rewritten(name, str::to_string, renamed).path(), name) == run(&case(name), name));
 }
 
 /// A copy of a case with other bytes in its matrices (whose rows follow), and copies of tensors under other names.
