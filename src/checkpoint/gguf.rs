@@ -15,6 +15,7 @@ use super::side::open_file;
 use super::words::{LFS_POINTER, checkpoint_error, excerpt, first_repeated, order_by_name, tensor_error};
 use super::{CheckpointFile, Dtype, FileId, Span, Tensor};
 use crate::error::{Error, Result};
+use crate::hub::gguf as names;
 
 /// The longest header that is read, in bytes: several times that of the largest vocabulary.
 const MAX_HEADER: u64 = 100_000_000;
@@ -120,32 +121,18 @@ pub(super) fn stored_name(name: &str) -> Option<String> {
 
 /// The files of the model that `path` is a part of: `NAME-00001-of-00003.gguf` and so on, or itself.
 pub(super) fn parts(path: &Path) -> Result<Vec<PathBuf>> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let Some((stem, _, count)) = part_of(&name) else { return Ok(vec![path.into()]) };
-    let all: Vec<PathBuf> =
-        (1..=count).map(|i| path.with_file_name(format!("{stem}-{i:05}-of-{count:05}.gguf"))).collect();
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let all = names::parts(&name);
+    if all.len() == 1 {
+        return Ok(vec![path.into()]);
+    }
+    let all: Vec<PathBuf> = all.iter().map(|part| path.with_file_name(part)).collect();
     match all.iter().find(|part| !part.exists()) {
         Some(missing) => {
             Err(checkpoint_error(missing, "does not exist: all parts of a split model are needed; download it"))
         }
         None => Ok(all),
     }
-}
-
-/// Of these file names, the first of each model. Projectors for images (`mmproj`) are no models.
-pub(super) fn models(names: &[String]) -> Vec<&str> {
-    let first = |name: &str| part_of(name).is_none_or(|(_, number, _)| number == 1);
-    let model = |name: &&str| name.ends_with(".gguf") && !name.starts_with("mmproj") && first(name);
-    names.iter().map(String::as_str).filter(model).collect()
-}
-
-/// Stem, number and count of `stem-00001-of-00003.gguf`.
-fn part_of(name: &str) -> Option<(&str, u32, u32)> {
-    let (rest, count) = name.strip_suffix(".gguf")?.rsplit_once("-of-")?;
-    let (stem, number) = rest.rsplit_once('-')?;
-    let digits = |text: &str| (text.len() == 5).then(|| text.parse::<u32>().ok()).flatten();
-    let (number, count) = (digits(number)?, digits(count)?);
-    (1..=count).contains(&number).then_some((stem, number, count))
 }
 
 /// Parses the beginning of a file of `file_len` bytes; `path` is for errors only. Public for the fuzzer.

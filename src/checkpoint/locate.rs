@@ -76,7 +76,7 @@ pub(super) fn locate(path: &Path) -> Result<Place> {
         }
     }
     let names = names(path)?;
-    match gguf::models(&names).as_slice() {
+    match crate::hub::gguf::models(&names).as_slice() {
         [] => Err(checkpoint_error(path, describe(&names))),
         [model] => Ok(Place::Gguf { dir, parts: gguf::parts(&path.join(model))? }),
         models => {

@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 
+use super::gguf;
 use super::repo::{Repo, is_revision};
 
 /// What of a repository has to be there.
@@ -99,10 +100,20 @@ impl Cache {
 fn has(dir: &Path, need: Need) -> bool {
     let there = |name: &str| dir.join(name).exists();
     match need {
-        Need::Text => ["tokenizer.json", "tokenizer.model", "qwen.tiktoken"].into_iter().any(there),
+        Need::Text => ["tokenizer.json", "tokenizer.model", "qwen.tiktoken"].into_iter().any(there) || has_gguf(dir),
         Need::Model => {
-            there("config.json") && (has_weights(dir, "model.safetensors") || has_weights(dir, "pytorch_model.bin"))
+            let weights = ["model.safetensors", "pytorch_model.bin"];
+            there("config.json") && weights.into_iter().any(|single| has_weights(dir, single)) || has_gguf(dir)
         }
+    }
+}
+
+/// Whether there is one GGUF model, which has all in itself, with all of its parts.
+fn has_gguf(dir: &Path) -> bool {
+    let names = names(dir).unwrap_or_default();
+    match gguf::models(&names)[..] {
+        [model] => gguf::parts(model).iter().all(|part| dir.join(part).exists()),
+        _ => false,
     }
 }
 

@@ -1,10 +1,12 @@
 //! Which files of a repository are needed, so that nothing else is downloaded: many have their weights in three forms.
 
 use super::cache::Need;
+use super::gguf;
 
 /// Files beside the weights.
-const SMALL: [&str; 10] = [
+const SMALL: [&str; 11] = [
     "config.json",
+    "quantize_config.json",
     "generation_config.json",
     "tokenizer.json",
     "tokenizer.model",
@@ -60,10 +62,11 @@ pub(super) fn weights(all: &[String], asked: &[String], need: Need) -> Result<We
         }
     }
     let of = |end: &str| all.iter().filter(|file| file.ends_with(end)).cloned().collect::<Vec<_>>();
-    let (safetensors, gguf) = (of(".safetensors"), of(".gguf"));
-    match (&safetensors[..], &gguf[..]) {
+    let (safetensors, ggufs) = (of(".safetensors"), of(".gguf"));
+    match (&safetensors[..], &gguf::models(&ggufs)[..]) {
         ([one], _) if !one.contains('/') => Ok(Weights::Files(safetensors)),
-        (_, [_, ..]) => Err(format!("its weights are GGUF files: choose with `pull --files`, of {}", some(&gguf))),
+        (_, [one]) if !one.contains('/') => Ok(Weights::Files(gguf::parts(one))),
+        (_, [_, ..]) => Err(format!("its weights are GGUF files: choose with `pull --files`, of {}", some(&ggufs))),
         _ => Err(format!("it has no weights that can be read; there are {}", some(all))),
     }
 }
@@ -117,6 +120,9 @@ mod tests {
         assert!(weights(&both, &list(&["*.gguf"]), Need::Model).unwrap_err().contains("no file matches"));
         let gguf = list(&["a-Q4.gguf", "a-Q8.gguf"]);
         assert!(weights(&gguf, &[], Need::Model).unwrap_err().contains("--files"));
+        let parts = ["a-Q4-00001-of-00002.gguf", "a-Q4-00002-of-00002.gguf"];
+        let alone = list(&[parts[0], parts[1], "mmproj-a.gguf"]);
+        assert_eq!(weights(&alone, &[], Need::Model), Ok(Weights::Files(list(&parts))));
         assert!(weights(&list(&["README.md"]), &[], Need::Model).unwrap_err().contains("README.md"));
     }
 }

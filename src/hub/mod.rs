@@ -8,6 +8,7 @@ mod choose;
 mod client;
 #[cfg(feature = "hub")]
 mod download;
+pub(crate) mod gguf;
 mod options;
 mod progress;
 mod repo;

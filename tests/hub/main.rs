@@ -287,6 +287,22 @@ fn files_that_are_asked_for() {
     let dir = fixture.hub().pull(&repo("org/model"), &["*Q4*".into()]).unwrap();
     assert_eq!(fs::read(dir.join("a-Q4.gguf")).unwrap(), b"four");
     assert!(!dir.join("a-Q8.gguf").exists());
+    // It is the one model there is: its repository's name suffices from now on.
+    let before = server.requests("GET", "").len();
+    assert_eq!(fixture.hub().open(Path::new("org/model"), Need::Model).unwrap(), dir);
+    assert_eq!(server.requests("GET", "").len(), before);
+    assert!(fixture.hub().list().unwrap()[0].complete);
+}
+
+#[test]
+fn the_only_gguf_model_needs_no_choice() {
+    let parts = ["a-Q4-00001-of-00002.gguf", "a-Q4-00002-of-00002.gguf"];
+    let server = Server::new(&[(&format!("{}*", parts[0]), b"one"), (&format!("{}*", parts[1]), b"two")]);
+    let fixture = Fixture::new(&server);
+    let dir = fixture.hub().open(Path::new("org/model"), Need::Model).unwrap();
+    assert!(parts.iter().all(|part| dir.join(part).exists()));
+    fs::remove_file(dir.join(parts[1])).unwrap();
+    assert!(!fixture.hub().list().unwrap()[0].complete);
 }
 
 #[test]
