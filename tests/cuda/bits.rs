@@ -1,9 +1,10 @@
 //! Bits do not depend on the plumbing: not on tiers, tiles and rings, nor on the order in which the driver lets things happen.
 
+use std::path::PathBuf;
 use std::thread;
 
 use crate::child::{Job, Outcome};
-use crate::parent::{model, run};
+use crate::parent::{case, model, run};
 
 /// Seeds that `make test` tries; `make soak SEEDS=…` more.
 fn seeds() -> u64 {
@@ -37,8 +38,13 @@ fn jobs() -> Vec<Job> {
     ]
 }
 
-/// Runs seeds on two processors; all must leave what `expected` says, if it says anything.
-fn try_seeds(seeds: std::ops::Range<u64>, environment: &[(&str, &str)], check: impl Fn(u64, &[Outcome]) + Sync) {
+/// Runs seeds on two processors, and looks at what each leaves.
+fn try_seeds(
+    jobs: &[Job],
+    seeds: std::ops::Range<u64>,
+    environment: &[(&str, &str)],
+    check: impl Fn(u64, &[Outcome]) + Sync,
+) {
     let check = &check;
     thread::scope(|scope| {
         for part in 0..2 {
@@ -47,7 +53,7 @@ fn try_seeds(seeds: std::ops::Range<u64>, environment: &[(&str, &str)], check: i
                 for seed in seeds {
                     let text = seed.to_string();
                     let environment: Vec<_> = [("SEED", text.as_str())].iter().chain(environment).copied().collect();
-                    let (outcomes, _) = run(&jobs(), &environment).done();
+                    let (outcomes, _) = run(jobs, &environment).done();
                     let errors: Vec<_> = outcomes.iter().flat_map(|outcome| &outcome.errors).collect();
                     assert!(errors.is_empty(), "seed {seed}: {errors:?}");
                     check(seed, &outcomes);
@@ -60,7 +66,7 @@ fn try_seeds(seeds: std::ops::Range<u64>, environment: &[(&str, &str)], check: i
 /// The driver checks every access for order, whatever is computed.
 #[test]
 fn no_order_of_events_is_a_misuse() {
-    try_seeds(0..seeds(), &[("ARITHMETIC", "0")], |_, outcomes| {
+    try_seeds(&jobs(), 0..seeds(), &[("ARITHMETIC", "0")], |_, outcomes| {
         let [memory, kv, disk, states, experts, ..] = outcomes else { panic!("five jobs and more") };
         assert!(memory.tiers[1] > 0, "nothing is streamed from memory: {:?}", memory.tiers);
         assert!(!kv.kv_on_gpu, "keys and values are on the GPU");
@@ -70,12 +76,35 @@ fn no_order_of_events_is_a_misuse() {
     });
 }
 
+/// The same of every golden case, and so of every family, step and form of weights.
+#[test]
+fn no_order_of_events_is_a_misuse_in_any_family() {
+    let names = std::fs::read_dir(case("")).unwrap().map(|entry| entry.unwrap().path());
+    let mut models: Vec<_> = names.filter(|path| path.is_dir()).collect();
+    models.sort();
+    let job = |model: &PathBuf| Job {
+        model: model.to_str().unwrap().into(),
+        prompts: vec![(1..12).collect(), vec![7, 8]],
+        context: 24,
+        sequences: 2,
+        new_tokens: 3,
+        vram: Some(100_000),
+        ram: Some(0),
+        ..Job::default()
+    };
+    let jobs: Vec<_> = models.iter().map(job).collect();
+    try_seeds(&jobs, 0..seeds().div_ceil(10), &[("ARITHMETIC", "0")], |_, outcomes| {
+        let streamed = outcomes.iter().filter(|outcome| outcome.tiers[2] > 0).count();
+        assert!(streamed == models.len(), "{streamed} of {} models are streamed from disk", models.len());
+    });
+}
+
 #[test]
 fn no_order_of_events_changes_a_bit() {
     let (first, _) = run(&jobs(), &[("SEED", "0")]).done();
     assert!(first[0].tokens == first[1].tokens, "budgets change tokens");
     assert!(first[5].logits == first[6].logits, "budgets change logits");
-    try_seeds(1..seeds() / 8, &[], |seed, outcomes| {
+    try_seeds(&jobs(), 1..seeds() / 8, &[], |seed, outcomes| {
         for (outcome, first) in outcomes.iter().zip(&first) {
             assert!(outcome.tokens == first.tokens, "seed {seed} changes tokens");
             assert!(outcome.logits == first.logits, "seed {seed} changes logits");

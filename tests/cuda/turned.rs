@@ -137,25 +137,32 @@ fn in_16_bits_turned_keys_are_no_worse_than_rotated_ones() {
 }
 
 #[test]
-fn tokens_do_not_depend_on_where_turned_keys_come_from() {
+fn bits_do_not_depend_on_where_turned_keys_come_from() {
     let dir = turned(false);
     deepen(dir.path());
-    let generating = job(dir.path(), NEW);
-    let jobs = [
-        generating.clone(),
-        Job { vram: Some(60_000), ram: Some(0), ..generating.clone() },
-        Job { vram: Some(200_000), ram: Some(0), stream_kv: true, ..generating.clone() },
-        // What a second call finds of a first one is of other lengths.
-        Job { goes_on: vec![5, 9], ..generating },
-    ];
+    let (generating, scoring) = (job(dir.path(), NEW), job(dir.path(), 0));
+    let in_budgets = |job: Job| {
+        [
+            job.clone(),
+            Job { vram: Some(60_000), ram: Some(0), ..job.clone() },
+            Job { vram: Some(200_000), ram: Some(0), stream_kv: true, ..job },
+        ]
+    };
+    let mut jobs = [in_budgets(generating.clone()), in_budgets(scoring)].concat();
+    // What a second call finds of a first one is of other lengths.
+    jobs.push(Job { goes_on: vec![5, 9], ..generating });
     let expected = done(&jobs, 0);
-    assert!(!expected[2].kv_on_gpu, "keys and values are on the GPU");
-    for outcome in &expected[1..3] {
-        assert_eq!(outcome.tokens, expected[0].tokens, "memory changes tokens");
+    for some in expected[..6].chunks(3) {
+        assert!(!some[2].kv_on_gpu, "keys and values are on the GPU");
+        for outcome in &some[1..] {
+            assert!(outcome.tokens == some[0].tokens, "memory changes tokens");
+            assert!(outcome.logits == some[0].logits, "memory changes logits");
+        }
     }
     for seed in 1..4 {
         for (found, expected) in done(&jobs, seed).iter().zip(&expected) {
-            assert_eq!(found.tokens, expected.tokens, "seed {seed} changes tokens");
+            assert!(found.tokens == expected.tokens, "seed {seed} changes tokens");
+            assert!(found.logits == expected.logits, "seed {seed} changes logits");
         }
     }
 }
