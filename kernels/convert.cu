@@ -106,6 +106,9 @@ template <class E> __device__ void convert_blocks(const ConvertParams& p) {
     KERNEL(convert_##encoding, ConvertParams, 256) { convert_blocks<E>(p); }
 CONVERT_BLOCKS(q8_0, Q8_0)
 CONVERT_BLOCKS(q4_0, Q4_0)
+CONVERT_BLOCKS(q4_1, Q4_1)
+CONVERT_BLOCKS(q5_0, Q5_0)
+CONVERT_BLOCKS(q5_1, Q5_1)
 CONVERT_BLOCKS(q4_k, Q4K)
 CONVERT_BLOCKS(q5_k, Q5K)
 CONVERT_BLOCKS(q6_k, Q6K)

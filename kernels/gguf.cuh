@@ -2,8 +2,8 @@
 // (`block_q8_0` and its neighbours in ggml-common.h). They offer what dequant.cuh says.
 //
 // A chunk brings the scales it needs along, and is decoded whole: operands are one rounding of number times scale (less the
-// minimum). Blocks of 34, 18 and 210 bytes begin at any even address, those of 144 and 176 on 16 bytes, for tiles do and
-// rows are whole blocks. Runs that share bytes, one in their lower and one in their upper bits, load them twice; the second
+// minimum). Blocks of 34, 18, 22 and 210 bytes begin at any even address, those of 20 and 24 on 4 bytes, those of 144 and 176
+// on 16, for tiles do and rows are whole blocks. Runs that share bytes, one in their lower and one in their upper bits, load them twice; the second
 // time they come from a cache.
 #pragma once
 #include "dequant.cuh"
@@ -30,7 +30,7 @@ __device__ __forceinline__ void load_words(uint32_t (&words)[4], const void* p) 
     words[0] = v.x, words[1] = v.y, words[2] = v.z, words[3] = v.w;
 }
 
-// What the five have in common. `Format` has blocks of NUMBERS numbers in BYTES bytes; its chunk is a sixteenth of a block or
+// What they all have in common. `Format` has blocks of NUMBERS numbers in BYTES bytes; its chunk is a sixteenth of a block or
 // half of one.
 template <class Format> struct Blocks {
     using Operand = __nv_bfloat16;
@@ -112,6 +112,100 @@ struct Q4_0Format {
         float scale = unpack2(c.scale, __half()).x;
 #pragma unroll
         for (int j = 0; j < 16; j++) v[j] = (byte_number(c.bytes.word(j / 4) >> c.shift & 0x0f0f0f0fu, j % 4) - 8) * scale;
+    }
+};
+
+// As Q4_0, but with a float16 behind the scale that is added in place of the 8 that are taken away.
+struct Q4_1Format {
+    static constexpr int NUMBERS = 32, BYTES = 20;
+    struct Chunk {
+        Unaligned16 bytes;
+        uint32_t factors;
+        int shift;
+    };
+    static __device__ float number(const unsigned char* block, int i) {
+        return fmaf(block[4 + i % 16] >> i / 16 * 4 & 15, half_at(block), half_at(block + 2));
+    }
+    static __device__ Chunk load(const unsigned char* block, int part) {
+        Chunk c;
+        c.bytes.load(block + 4);
+        c.factors = load_word(block);
+        c.shift = part * 4;
+        return c;
+    }
+    static __device__ void values(const Chunk& c, float (&v)[16]) {
+        float2 by = unpack2(c.factors, __half());
+#pragma unroll
+        for (int j = 0; j < 16; j++) {
+            v[j] = fmaf(byte_number(c.bytes.word(j / 4) >> c.shift & 0x0f0f0f0fu, j % 4), by.x, by.y);
+        }
+    }
+};
+
+// Of 32 numbers of five bits, a word with the fifth bits, bit i for number i, and the others as in Q4_0.
+struct FiveBits {
+    Unaligned16 low;
+    uint32_t high;
+    int shift;
+
+    static __device__ __forceinline__ int number(const unsigned char* numbers, int i) {
+        return (numbers[4 + i % 16] >> i / 16 * 4 & 15) | (numbers[i / 8] >> i % 8 & 1) << 4;
+    }
+    // The sixteen of a part, from an even address.
+    __device__ __forceinline__ void load(const unsigned char* numbers, int part) {
+        low.load(numbers + 4);
+        high = load_half(numbers + 2 * part);
+        shift = part * 4;
+    }
+    // Numbers 4 j to 4 j + 3, a byte each: the product has bit i of four at bit 8 i, and elsewhere.
+    __device__ __forceinline__ uint32_t word(int j) const {
+        return (low.word(j) >> shift & 0x0f0f0f0fu) | ((high >> 4 * j & 15) * 0x00204081u & 0x01010101u) << 4;
+    }
+};
+
+// A float16 and 32 numbers of five bits, less 16.
+struct Q5_0Format {
+    static constexpr int NUMBERS = 32, BYTES = 22;
+    struct Chunk {
+        FiveBits numbers;
+        uint32_t scale;
+    };
+    static __device__ float number(const unsigned char* block, int i) {
+        return half_at(block) * (FiveBits::number(block + 2, i) - 16);
+    }
+    static __device__ Chunk load(const unsigned char* block, int part) {
+        Chunk c;
+        c.numbers.load(block + 2, part);
+        c.scale = load_half(block);
+        return c;
+    }
+    static __device__ void values(const Chunk& c, float (&v)[16]) {
+        float scale = unpack2(c.scale, __half()).x;
+#pragma unroll
+        for (int j = 0; j < 16; j++) v[j] = (byte_number(c.numbers.word(j / 4), j % 4) - 16) * scale;
+    }
+};
+
+// As Q5_0, but with a float16 behind the scale that is added in place of the 16 that are taken away.
+struct Q5_1Format {
+    static constexpr int NUMBERS = 32, BYTES = 24;
+    struct Chunk {
+        FiveBits numbers;
+        uint32_t factors;
+    };
+    static __device__ float number(const unsigned char* block, int i) {
+        return fmaf(FiveBits::number(block + 4, i), half_at(block), half_at(block + 2));
+    }
+    static __device__ Chunk load(const unsigned char* block, int part) {
+        Chunk c;
+        c.numbers.load(block + 4, part);
+        c.factors = load_word(block);
+        return c;
+    }
+    static __device__ void values(const Chunk& c, float (&v)[16]) {
+        float2 by = unpack2(c.factors, __half());
+#pragma unroll
+        for (int j = 0; j < 16; j++) v[j] = fmaf(byte_number(c.numbers.word(j / 4), j % 4), by.x, by.y);
     }
 };
 
@@ -240,6 +334,9 @@ struct Q6KFormat {
 
 using Q8_0 = Blocks<Q8_0Format>;
 using Q4_0 = Blocks<Q4_0Format>;
+using Q4_1 = Blocks<Q4_1Format>;
+using Q5_0 = Blocks<Q5_0Format>;
+using Q5_1 = Blocks<Q5_1Format>;
 using Q4K = Blocks<Q4KFormat>;
 using Q5K = Blocks<Q5KFormat>;
 using Q6K = Blocks<Q6KFormat>;

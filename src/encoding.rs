@@ -18,11 +18,17 @@ pub enum Encoding {
     /// Sign, 4 bits of exponent, 3 of mantissa; no infinities (Micikevicius et al., 2022, arXiv:2209.05433). Weights come
     /// with factors for blocks of them, see [`crate::program::Scales`].
     F8E4M3,
-    /// GGUF: blocks of 32 signed bytes with a float16 scale. All five block encodings are defined in llama.cpp's
+    /// GGUF: blocks of 32 signed bytes with a float16 scale. All block encodings are defined in llama.cpp's
     /// `ggml-common.h`, and decoded as there.
     Q8_0,
     /// GGUF: blocks of 32 numbers of 4 bits, less 8, with a float16 scale.
     Q4_0,
+    /// GGUF: blocks of 32 numbers of 4 bits with a float16 scale and a float16 that is added.
+    Q4_1,
+    /// GGUF: as `Q4_0`, of 5 bits, less 16.
+    Q5_0,
+    /// GGUF: as `Q4_1`, of 5 bits.
+    Q5_1,
     /// GGUF: blocks of 256 numbers of 4 bits, in runs of 32 with a scale and a minimum of 6 bits each.
     Q4K,
     /// GGUF: as `Q4K`, of 5 bits.
@@ -56,13 +62,16 @@ pub enum Encoding {
 
 impl Encoding {
     /// Those that rows of outputs can be stored in.
-    pub const ALL: [Encoding; 19] = [
+    pub const ALL: [Encoding; 22] = [
         Encoding::F32,
         Encoding::F16,
         Encoding::Bf16,
         Encoding::F8E4M3,
         Encoding::Q8_0,
         Encoding::Q4_0,
+        Encoding::Q4_1,
+        Encoding::Q5_0,
+        Encoding::Q5_1,
         Encoding::Q4K,
         Encoding::Q5K,
         Encoding::Q6K,
@@ -88,6 +97,9 @@ impl Encoding {
             Dtype::I8 => Encoding::Int8,
             Dtype::Q8_0 => Encoding::Q8_0,
             Dtype::Q4_0 => Encoding::Q4_0,
+            Dtype::Q4_1 => Encoding::Q4_1,
+            Dtype::Q5_0 => Encoding::Q5_0,
+            Dtype::Q5_1 => Encoding::Q5_1,
             Dtype::Q4K => Encoding::Q4K,
             Dtype::Q5K => Encoding::Q5K,
             Dtype::Q6K => Encoding::Q6K,
@@ -105,6 +117,9 @@ impl Encoding {
             Encoding::F8E4M3 => Dtype::F8E4M3,
             Encoding::Q8_0 => Dtype::Q8_0,
             Encoding::Q4_0 => Dtype::Q4_0,
+            Encoding::Q4_1 => Dtype::Q4_1,
+            Encoding::Q5_0 => Dtype::Q5_0,
+            Encoding::Q5_1 => Dtype::Q5_1,
             Encoding::Q4K => Dtype::Q4K,
             Encoding::Q5K => Dtype::Q5K,
             Encoding::Q6K => Dtype::Q6K,
@@ -164,6 +179,9 @@ impl Encoding {
             Encoding::F8E4M3 => "fp8_e4m3",
             Encoding::Q8_0 => "q8_0",
             Encoding::Q4_0 => "q4_0",
+            Encoding::Q4_1 => "q4_1",
+            Encoding::Q5_0 => "q5_0",
+            Encoding::Q5_1 => "q5_1",
             Encoding::Q4K => "q4_k",
             Encoding::Q5K => "q5_k",
             Encoding::Q6K => "q6_k",

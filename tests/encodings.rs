@@ -54,6 +54,9 @@ fn decode(encoding: Encoding, bytes: &[u8], k: usize) -> Vec<f32> {
         Encoding::F8E4M3 => bytes.iter().map(|b| e4m3(*b)).collect(),
         Encoding::Q8_0 => bytes.chunks(34).flat_map(q8_0).collect(),
         Encoding::Q4_0 => bytes.chunks(18).flat_map(q4_0).collect(),
+        Encoding::Q4_1 => bytes.chunks(20).flat_map(q4_1).collect(),
+        Encoding::Q5_0 => bytes.chunks(22).flat_map(q5_0).collect(),
+        Encoding::Q5_1 => bytes.chunks(24).flat_map(q5_1).collect(),
         Encoding::Q4K => bytes.chunks(144).flat_map(|block| q4_k_or_q5_k(block, None, &block[16..])).collect(),
         Encoding::Q5K => bytes.chunks(176).flat_map(|b| q4_k_or_q5_k(b, Some(&b[16..48]), &b[48..])).collect(),
         Encoding::Q6K => bytes.chunks(210).flat_map(q6_k).collect(),
@@ -171,6 +174,26 @@ fn q4_0(block: &[u8]) -> Vec<f32> {
     (0..32).map(|i| (number(i) as f32 - 8.0) * half_at(block, 0)).collect()
 }
 
+fn q4_1(block: &[u8]) -> Vec<f32> {
+    let number = |i: usize| if i < 16 { block[4 + i] & 15 } else { block[4 + i - 16] >> 4 };
+    (0..32).map(|i| number(i) as f32 * half_at(block, 0) + half_at(block, 2)).collect()
+}
+
+/// A word with the fifth bits, and sixteen bytes with the others.
+fn five(bytes: &[u8], i: usize) -> f32 {
+    let high = u32::from_le_bytes(bytes[..4].try_into().unwrap());
+    let four = if i < 16 { bytes[4 + i] & 15 } else { bytes[4 + i - 16] >> 4 };
+    (u32::from(four) | (high >> i & 1) << 4) as f32
+}
+
+fn q5_0(block: &[u8]) -> Vec<f32> {
+    (0..32).map(|i| (five(&block[2..], i) - 16.0) * half_at(block, 0)).collect()
+}
+
+fn q5_1(block: &[u8]) -> Vec<f32> {
+    (0..32).map(|i| five(&block[4..], i) * half_at(block, 0) + half_at(block, 2)).collect()
+}
+
 /// `high` has the fifth bits, if there are any.
 fn q4_k_or_q5_k(block: &[u8], high: Option<&[u8]>, low: &[u8]) -> Vec<f32> {
     let packed = &block[4..16];
@@ -216,8 +239,10 @@ fn random_rows(encoding: Encoding, random: &mut Random, rows: usize, k: usize) -
         Encoding::Bf16 => random.numbers(numbers).iter().flat_map(|x| half::bf16::from_f32(*x).to_le_bytes()).collect(),
         Encoding::F8E4M3 => random.bytes(numbers).into_iter().map(|b| if b & 0x7f == 0x7f { 0 } else { b }).collect(),
         // Where the float16 scales of a block are.
-        Encoding::Q8_0 | Encoding::Q4_0 => with_scales(random, encoding, numbers, &[0]),
-        Encoding::Q4K | Encoding::Q5K => with_scales(random, encoding, numbers, &[0, 2]),
+        Encoding::Q8_0 | Encoding::Q4_0 | Encoding::Q5_0 => with_scales(random, encoding, numbers, &[0]),
+        Encoding::Q4_1 | Encoding::Q5_1 | Encoding::Q4K | Encoding::Q5K => {
+            with_scales(random, encoding, numbers, &[0, 2])
+        }
         Encoding::Q6K => with_scales(random, encoding, numbers, &[208]),
         Encoding::Int8 | Encoding::Offset8 => random.bytes(numbers),
         Encoding::Mxfp4 | Encoding::Offset4 | Encoding::Nf4 | Encoding::Fp4 => random.bytes(numbers / 2),

@@ -13,7 +13,6 @@ mod reference;
 use std::path::Path;
 
 use layerstream::{GenerateOptions, Model, Options, Outline};
-use safetensors::Dtype;
 use serde_json::Value;
 
 use forms::{Fault, Form, Stored, forms};

@@ -197,7 +197,7 @@ mod tests {
     use super::*;
     use crate::host::{Copies, Dialect, HostDevice, Order, Schedule};
 
-    const ENCODINGS: [Encoding; 18] = [
+    const ENCODINGS: [Encoding; 21] = [
         Encoding::F32,
         Encoding::F16,
         Encoding::Bf16,
@@ -213,6 +213,9 @@ mod tests {
         Encoding::Mxfp4,
         Encoding::Q8_0,
         Encoding::Q4_0,
+        Encoding::Q4_1,
+        Encoding::Q5_0,
+        Encoding::Q5_1,
         Encoding::Q4K,
         Encoding::Q5K,
         Encoding::Q6K,

@@ -384,6 +384,9 @@ fn dtype(kind: u32) -> Result<Dtype, String> {
         0 => Dtype::F32,
         1 => Dtype::F16,
         2 => Dtype::Q4_0,
+        3 => Dtype::Q4_1,
+        6 => Dtype::Q5_0,
+        7 => Dtype::Q5_1,
         8 => Dtype::Q8_0,
         12 => Dtype::Q4K,
         13 => Dtype::Q5K,
@@ -396,9 +399,6 @@ fn dtype(kind: u32) -> Result<Dtype, String> {
         30 => Dtype::Bf16,
         _ => {
             let name = match kind {
-                3 => "Q4_1",
-                6 => "Q5_0",
-                7 => "Q5_1",
                 9 => "Q8_1",
                 10 => "Q2_K",
                 11 => "Q3_K",

@@ -51,7 +51,10 @@ impl Builder<'_> {
         let names = dense.names;
         let root = self.root(names.root, &format!("{}.weight", names.embedding));
         let on = self.buffers(&dense);
-        let embedding = self.table(&format!("{root}{}.weight", names.embedding), dense.vocab, dense.hidden)?;
+        // Of what is tied, a file may have either.
+        let (table, head) = (format!("{root}{}.weight", names.embedding), self.head_name(&dense));
+        let table = if dense.tied && !self.has(&table) && self.has(&head) { head } else { table };
+        let embedding = self.table(&table, dense.vocab, dense.hidden)?;
         for rope in &dense.ropes {
             self.rope(rope.clone());
         }
@@ -293,20 +296,24 @@ impl Builder<'_> {
         Ok(())
     }
 
+    /// What the head is called, in a multimodal checkpoint or another.
+    fn head_name(&self, dense: &Dense) -> String {
+        let name = format!("{}.weight", dense.names.head);
+        let inner = format!("language_model.{name}");
+        if self.has(&inner) { inner } else { name }
+    }
+
     fn head(&mut self, dense: &Dense, on: &Buffers, root: &str, embedding: &Matrix) -> Result<Buffer> {
         let (selected, normed) = (self.buffer(dense.hidden), self.buffer(dense.hidden));
         let logits = self.buffer(dense.vocab);
         self.step(Step::Select { input: on.residual, output: selected });
         let norm: Norm = self.norm(&format!("{root}{}", dense.names.final_norm), &[dense.hidden], dense.norm)?;
         self.step(Step::Norm { norm, input: selected, output: normed, add: false });
-        let head = match dense.tied {
+        // As transformers since its version 5: a head that is in the file counts, whatever the configuration says.
+        let name = self.head_name(dense);
+        let head = match dense.tied && !self.has(&name) {
             true => embedding.clone(),
-            false => {
-                let name = format!("{}.weight", dense.names.head);
-                let inner = format!("language_model.{name}");
-                let name = if self.has(&inner) { inner } else { name };
-                self.matrix(&name, dense.vocab, dense.hidden)?
-            }
+            false => self.matrix(&name, dense.vocab, dense.hidden)?,
         };
         let matrix = self.stream(head);
         let (scale, normalise_rows) = (dense.logit_scale, dense.normalise_head);

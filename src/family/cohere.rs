@@ -27,7 +27,7 @@ pub const COHERE2: Family = Family {
 };
 
 fn build(config: &Config, builder: Builder) -> Result<Program> {
-    let config = config.or(json!({"max_position_embeddings": 8192}));
+    let config = config.or(json!({"max_position_embeddings": 8192, "rope_theta": 5e5}));
     let dense = read(&config)?;
     let qk_norm = if config.flag("use_qk_norm", false)? { QkNorm::EachHead } else { QkNorm::None };
     builder.dense(Dense { qk_norm, ..dense })

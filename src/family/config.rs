@@ -107,6 +107,10 @@ impl Config {
                 keys.insert(key.into(), value.clone());
             }
         }
+        // The outer class ties, and writes what the inner one would do by default.
+        if self.keys.get("tie_word_embeddings") == Some(&Value::Bool(true)) {
+            keys.insert("tie_word_embeddings".into(), true.into());
+        }
         Ok(Config { path: self.path.clone(), keys })
     }
 

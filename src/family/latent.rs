@@ -84,10 +84,7 @@ impl Builder<'_> {
             }
         }
         let down = name("kv_a_proj_with_mqa");
-        for (part, output) in [(0..rank, on.latent), (rank..rank + rotary, on.rotary)] {
-            let all = Projection::new(&down, rank + rotary, hidden, input, output);
-            self.project(Projection { part, bias, ..all })?;
-        }
+        self.project_parts(&down, hidden, bias, input, &[on.latent, on.rotary])?;
         self.short_norm(&name("kv_a_layernorm"), rank, dense.norm, on.latent)?;
         self.project(Projection::new(&name("kv_b_proj"), heads * (own + value), rank, on.latent, on.packed))?;
         let rope = RopeId(0);

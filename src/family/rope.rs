@@ -116,6 +116,8 @@ impl Rotation<'_> {
     }
 }
 
+const ORIGINAL: &str = "original_max_position_embeddings";
+
 /// `rope_scaling`, or the same keys inside `rope_parameters`.
 struct Scaling<'a> {
     config: &'a Config,
@@ -172,6 +174,12 @@ impl Scaling<'_> {
         }
     }
 
+    /// The length that the model was first trained for: beside what is said about scaling, or in it, or the longest.
+    fn original(&self) -> Result<usize> {
+        let inside = self.number(ORIGINAL)?.map(|length| length as usize);
+        Ok(self.config.optional_size(ORIGINAL)?.or(inside).unwrap_or(self.max_positions))
+    }
+
     fn required(&self, key: &str) -> Result<f64> {
         self.number(key)?.ok_or_else(|| self.config.problem(format!("rope scaling lacks `{key}`")))
     }
@@ -189,7 +197,7 @@ impl Scaling<'_> {
     fn llama3(&self, plain: Rope) -> Result<Rope> {
         let factor = self.factor()?;
         let (low, high) = (self.required("low_freq_factor")?, self.required("high_freq_factor")?);
-        let original = self.required("original_max_position_embeddings")?;
+        let original = self.original()? as f64;
         if high < low {
             let problem = format!("rope scaling `high_freq_factor` {high} must not be below `low_freq_factor` {low}");
             return Err(self.config.problem(problem));
@@ -211,7 +219,7 @@ impl Scaling<'_> {
     /// turn more than `beta_fast` times are kept, with a linear ramp over the dimensions between.
     fn yarn(&self, plain: Rope) -> Result<Rope> {
         let (dim, theta, max_positions) = (plain.rotary_dim(), self.theta, self.max_positions as f64);
-        let original = self.number("original_max_position_embeddings")?.unwrap_or(max_positions);
+        let original = self.original()? as f64;
         let factor = match self.number("factor")? {
             Some(_) => self.factor()?,
             None => max_positions / original,
@@ -249,17 +257,11 @@ impl Scaling<'_> {
     /// LongRoPE: each frequency divided by its `short_factor`, or beyond the original length by its `long_factor`;
     /// cosines and sines scaled by `√(1 + ln(stretch) / ln(original))`.
     fn longrope(&self, plain: Rope) -> Result<Rope> {
-        // Published configurations have the original length beside `rope_scaling`, newer ones inside of it.
-        let key = "original_max_position_embeddings";
-        let ratio = |original: usize| self.max_positions as f64 / original as f64;
-        let (original, stretch) = match (self.config.optional_size(key)?, self.number(key)?) {
-            (Some(original), _) => (original, ratio(original)),
-            (None, Some(original)) => (original as usize, self.number("factor")?.unwrap_or(ratio(original as usize))),
-            (None, None) => return Err(self.config.problem(format!("rope scaling of type `longrope` lacks `{key}`"))),
-        };
+        let original = self.original()?;
         if original < 2 {
-            return Err(self.config.problem(format!("rope scaling `{key}` is {original}; expected at least 2")));
+            return Err(self.config.problem(format!("rope scaling `{ORIGINAL}` is {original}; expected at least 2")));
         }
+        let stretch = self.number("factor")?.unwrap_or(self.max_positions as f64 / original as f64);
         let attention_factor = match self.number("attention_factor")? {
             Some(given) => given,
             None if stretch <= 1.0 => 1.0,

@@ -14,19 +14,26 @@ use super::{ChatInput, ChatTemplate, Tokenizer, gguf};
 pub struct TextSide {
     dir: PathBuf,
     tokenizer: Option<Tokenizer>,
+    /// What of a GGUF file's tokenizer is not implemented.
+    unsupported: Option<String>,
     /// Where all of it is, for a GGUF file.
     metadata: Option<Arc<Metadata>>,
 }
 
 impl TextSide {
-    /// Opens what a checkpoint brings: in its directory, or for a GGUF file, in the file.
+    /// Opens what a checkpoint brings: in its directory, or for a GGUF file, in the file. A GGUF file whose tokenizer is of a
+    /// kind that is not implemented can still be run, with token ids.
     ///
     /// # Errors
-    /// If a tokenizer is there and cannot be used.
+    /// If a tokenizer is there and damaged.
     pub fn of(checkpoint: &Checkpoint) -> Result<TextSide> {
         let Some(metadata) = checkpoint.metadata() else { return TextSide::open(checkpoint.dir()) };
-        let tokenizer = gguf::tokenizer(metadata)?;
-        Ok(TextSide { dir: metadata.path().to_path_buf(), tokenizer, metadata: Some(Arc::clone(metadata)) })
+        let (tokenizer, unsupported) = match gguf::tokenizer(metadata) {
+            Err(Error::Unsupported { what, .. }) => (None, Some(what)),
+            tokenizer => (tokenizer?, None),
+        };
+        let (dir, metadata) = (metadata.path().to_path_buf(), Some(Arc::clone(metadata)));
+        Ok(TextSide { dir, tokenizer, unsupported, metadata })
     }
 
     /// Opens what `dir` holds; it need hold neither, nor a model. The chat template is opened when it is needed, so that
@@ -35,14 +42,18 @@ impl TextSide {
     /// # Errors
     /// If a tokenizer is there and cannot be used.
     pub fn open(dir: &Path) -> Result<TextSide> {
-        Ok(TextSide { dir: dir.to_path_buf(), tokenizer: Tokenizer::find(dir)?, metadata: None })
+        Ok(TextSide { dir: dir.to_path_buf(), tokenizer: Tokenizer::find(dir)?, unsupported: None, metadata: None })
     }
 
     /// The tokenizer.
     ///
     /// # Errors
-    /// If the directory has none.
+    /// If there is none, or one that is not implemented.
     pub fn tokenizer(&self) -> Result<&Tokenizer> {
+        if let Some(what) = &self.unsupported {
+            let what = format!("{what}, so it takes token ids only,");
+            return Err(Error::Unsupported { path: self.dir.clone(), what });
+        }
         self.tokenizer.as_ref().ok_or_else(|| {
             self.missing(
                 "there is no tokenizer (tokenizer.json, tokenizer.model or qwen.tiktoken) beside the model, so it takes \

@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::Value;
 
-use super::{demo, json, layerstream, on_demo, stderr, text};
+use super::{demo, fails, golden, json, layerstream, on_demo, stderr, text};
 
 /// The cases of `expected.json`.
 fn expected() -> Vec<Value> {
@@ -112,6 +112,26 @@ fn a_model_without_a_tokenizer_takes_and_gives_ids() {
     fs::remove_file(model.path().join("tokenizer.json")).unwrap();
     let mut command = layerstream(["generate", "--ids", "0,495,277,444,278,285,37"]);
     assert_eq!(text(command.arg(model.path())), "351,468,95,85,1\n");
+}
+
+#[test]
+fn a_gguf_file_with_an_unknown_tokenizer_takes_and_gives_ids() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bytes = fs::read(golden("models/gguf_q8_0/model-Q8_0.gguf")).unwrap();
+    let key = b"tokenizer.ggml.model";
+    // Behind the key a type, and the length of the name.
+    let name = bytes.windows(key.len()).position(|found| found == key).unwrap() + key.len() + 12;
+    assert_eq!(&bytes[name..name + 5], b"llama");
+    bytes[name..name + 5].copy_from_slice(b"plamo");
+    let model = dir.path().join("model.gguf");
+    fs::write(&model, bytes).unwrap();
+    let generate = |args: &[&str]| {
+        let mut command = layerstream(["generate"]);
+        command.arg(&model).args(args).args(["--max-new-tokens", "2", "--device", "cpu"]);
+        command
+    };
+    assert!(!text(&mut generate(&["--ids", "5,6,7", "--json"])).is_empty());
+    fails(&mut generate(&["Once upon a time"]), 1, &["model.gguf", "plamo", "token ids only", "not supported"]);
 }
 
 #[test]

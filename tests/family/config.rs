@@ -266,6 +266,7 @@ fn what_a_configuration_leaves_out_is_as_in_its_class() {
     let mut scaling = published.config["rope_scaling"].clone();
     scaling["original_max_position_embeddings"] = json!(4096);
     assert_eq!(rope, published.set("rope_scaling", scaling).program().ropes.remove(0));
+    assert_eq!(rope, Changed::new("gpt_oss_bf16").set("rope_scaling", Value::Null).program().ropes.remove(0));
     let error = Changed::new("deepseek_v3").remove("n_group").refusal();
     assert!(error.contains("12 experts in 8 groups"), "{error}");
     let error = Changed::new("deepseek_v3").remove("first_k_dense_replace").refusal();
@@ -305,6 +306,23 @@ fn null_and_zero_say_what_they_do_elsewhere() {
         changed.set("rope_scaling", scaling).shown()
     };
     assert!(strength(Some(0.0)) == strength(None) && strength(Some(1.0)) != strength(None));
+}
+
+/// Beside what is said of scaling, in it, or as long as can be.
+#[test]
+fn the_length_that_scaling_begins_from_is_found_anywhere() {
+    let key = "original_max_position_embeddings";
+    for name in ["llama31_gqa", "qwen2_yarn"] {
+        let inside = Changed::new(name);
+        let mut scaling = inside.config["rope_scaling"].clone();
+        let length = scaling.as_object_mut().unwrap().shift_remove(key).unwrap();
+        let without = || Changed::new(name).set("rope_scaling", scaling.clone());
+        assert!(without().set(key, length.clone()).shown() == inside.shown(), "{name}: beside");
+        let both = Changed::new(name).set(key, json!(24)).shown();
+        assert!(both == without().set(key, json!(24)).shown(), "{name}: what is beside counts");
+        let longest = inside.config["max_position_embeddings"].clone();
+        assert!(without().shown() == without().set(key, longest).shown(), "{name}: nowhere");
+    }
 }
 
 /// Newer versions of transformers write the number of experts under the name that Mixtral has.

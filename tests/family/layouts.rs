@@ -161,6 +161,42 @@ fn falcon_packs_heads_in_three_ways() {
     assert!(run(edited(name, repeated, &[], plain).path(), name) == original);
 }
 
+/// What is tied lies in a file once, under either name, or twice; a multimodal configuration may say it inside or outside.
+#[test]
+fn tied_heads_are_found_however_they_are_said() {
+    let name = "gemma";
+    let only_head = |tensor: &str| tensor.replace("model.embed_tokens", "lm_head");
+    assert!(run(rewritten(name, only_head, same).path(), name) == run(&case(name), name));
+    let name = "gemma3_vl_wrapper";
+    let original = run(&case(name), name);
+    for (inner, outer) in [(false, true), (true, false), (true, true)] {
+        let said = |mut config: Value| {
+            config["tie_word_embeddings"] = json!(outer);
+            config["text_config"]["tie_word_embeddings"] = json!(inner);
+            config
+        };
+        assert!(run(rewritten(name, str::to_string, said).path(), name) == original, "{inner}, {outer}");
+    }
+    // A head in the file counts, whatever is said.
+    let name = "llama31_gqa";
+    let apart = sharded(name, |mut config| {
+        config["tie_word_embeddings"] = json!(true);
+        config
+    });
+    assert!(run(apart.path(), name) == run(&case(name), name));
+}
+
+/// A copy of a case in several files with another configuration.
+fn sharded(name: &str, configure: impl Fn(Value) -> Value) -> TempDir {
+    let (from, to) = (case(name), tempfile::tempdir().unwrap());
+    for file in fs::read_dir(&from).unwrap().map(|file| file.unwrap().path()) {
+        fs::copy(&file, to.path().join(file.file_name().unwrap())).unwrap();
+    }
+    let config = serde_json::from_slice(&fs::read(from.join("config.json")).unwrap()).unwrap();
+    fs::write(to.path().join("config.json"), configure(config).to_string()).unwrap();
+    to
+}
+
 #[test]
 fn chatglm_packs_heads_in_two_ways() {
     let name = "chatglm2";

@@ -63,8 +63,8 @@ fn case(check: &mut Check, rows: usize, cols: usize, gap: usize, from: Dtype, to
 
 /// Every encoding of blocks, every dtype, rows in order and picked.
 pub fn check_blocks(check: &mut Check) -> Outcome {
-    let encodings = [Encoding::Q8_0, Encoding::Q4_0, Encoding::Q4K, Encoding::Q5K, Encoding::Q6K];
-    for encoding in encodings {
+    use Encoding::{Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
+    for encoding in [Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4K, Q5K, Q6K] {
         for (i, to) in [Dtype::DTYPE_F32, Dtype::DTYPE_F16, Dtype::DTYPE_BF16].into_iter().enumerate() {
             for blocks in [1, 3, 9] {
                 blocks_case(check, encoding, [1, 7, 33][i], blocks * encoding.multiple(), to, blocks == 3)?;

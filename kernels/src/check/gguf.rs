@@ -36,6 +36,26 @@ fn one(check: &mut Check, encoding: Encoding) -> (Vec<u8>, Vec<f64>) {
             let numbers = both.map(|q| scale.to_f64() * (f64::from(q) - 8.0)).collect();
             (join(&[&scale.to_le_bytes(), &q]), numbers)
         }
+        Encoding::Q4_1 => {
+            let q = random(16);
+            let (scale, added) = (factor(check, 0.2), factor(check, 1.5));
+            let low = q.iter().map(|q| q & 15);
+            let both = low.chain(q.iter().map(|q| q >> 4));
+            let numbers = both.map(|q| scale.to_f64() * f64::from(q) - added.to_f64()).collect();
+            (join(&[&scale.to_le_bytes(), &(-added).to_le_bytes(), &q]), numbers)
+        }
+        Encoding::Q5_0 => {
+            let (high, q) = (random(4), random(16));
+            let scale = factor(check, 0.1);
+            let numbers = five(&high, &q).map(|q| scale.to_f64() * (q - 16.0)).collect();
+            (join(&[&scale.to_le_bytes(), &high, &q]), numbers)
+        }
+        Encoding::Q5_1 => {
+            let (high, q) = (random(4), random(16));
+            let (scale, added) = (factor(check, 0.1), factor(check, 1.5));
+            let numbers = five(&high, &q).map(|q| scale.to_f64() * q - added.to_f64()).collect();
+            (join(&[&scale.to_le_bytes(), &(-added).to_le_bytes(), &high, &q]), numbers)
+        }
         Encoding::Q4K => {
             let (packed, q) = (random(12), random(128));
             let (head, runs) = run_scales(check, &packed);
@@ -72,6 +92,15 @@ fn one(check: &mut Check, encoding: Encoding) -> (Vec<u8>, Vec<f64>) {
         }
         other => panic!("{other:?} has no blocks"),
     }
+}
+
+/// 32 numbers of five bits: the fifth ones in a word, as llama.cpp's dequantize_row_q5_0 shifts it.
+fn five(high: &[u8], q: &[u8]) -> impl Iterator<Item = f64> {
+    let high = u32::from_le_bytes(high.try_into().expect("four bytes"));
+    (0..32).map(move |i| {
+        let four = if i < 16 { q[i] & 15 } else { q[i - 16] >> 4 };
+        f64::from(u32::from(four) | (high >> i & 1) << 4)
+    })
 }
 
 /// The scale and the minimum of each run of a block, and the two factors that go before what is packed.

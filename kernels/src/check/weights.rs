@@ -33,7 +33,7 @@ const fn zeros(encoding: Encoding, rows: i32, columns: i32) -> Form {
 }
 
 /// Every encoding, with the layouts of factors that exist and some that are awkward.
-pub const FORMS: [Form; 33] = [
+pub const FORMS: [Form; 36] = [
     Form::Plain(Encoding::F32),
     Form::Plain(Encoding::F16),
     Form::Plain(Encoding::Bf16),
@@ -64,6 +64,9 @@ pub const FORMS: [Form; 33] = [
     factors(Encoding::Mxfp4, 0, 5),
     Form::Blocks(Encoding::Q8_0),
     Form::Blocks(Encoding::Q4_0),
+    Form::Blocks(Encoding::Q4_1),
+    Form::Blocks(Encoding::Q5_0),
+    Form::Blocks(Encoding::Q5_1),
     Form::Blocks(Encoding::Q4K),
     Form::Blocks(Encoding::Q5K),
     Form::Blocks(Encoding::Q6K),

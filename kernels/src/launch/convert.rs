@@ -24,6 +24,9 @@ pub fn convert_blocks(encoding: Encoding, params: &ConvertParams) -> Launch {
     let (kernel, chunk) = match encoding {
         Encoding::Q8_0 => ("convert_q8_0", 16),
         Encoding::Q4_0 => ("convert_q4_0", 16),
+        Encoding::Q4_1 => ("convert_q4_1", 16),
+        Encoding::Q5_0 => ("convert_q5_0", 16),
+        Encoding::Q5_1 => ("convert_q5_1", 16),
         Encoding::Q4K => ("convert_q4_k", 16),
         Encoding::Q5K => ("convert_q5_k", 16),
         Encoding::Q6K => ("convert_q6_k", 16),
@@ -39,6 +42,9 @@ pub fn naive_convert_blocks(encoding: Encoding, params: &ConvertParams) -> Launc
     let kernel = match encoding {
         Encoding::Q8_0 => "naive_convert_q8_0",
         Encoding::Q4_0 => "naive_convert_q4_0",
+        Encoding::Q4_1 => "naive_convert_q4_1",
+        Encoding::Q5_0 => "naive_convert_q5_0",
+        Encoding::Q5_1 => "naive_convert_q5_1",
         Encoding::Q4K => "naive_convert_q4_k",
         Encoding::Q5K => "naive_convert_q5_k",
         Encoding::Q6K => "naive_convert_q6_k",

@@ -26,9 +26,15 @@ fn whole_steps(encoding: Encoding, w: &Weights, k: i32) -> bool {
         | Encoding::Nf4
         | Encoding::Nf4d
         | Encoding::Fp4 => k % 64 == 0 && w.column_shift >= 6,
-        Encoding::Mxfp4 | Encoding::Q8_0 | Encoding::Q4_0 | Encoding::Q4K | Encoding::Q5K | Encoding::Q6K => {
-            k % 64 == 0
-        }
+        Encoding::Mxfp4
+        | Encoding::Q8_0
+        | Encoding::Q4_0
+        | Encoding::Q4_1
+        | Encoding::Q5_0
+        | Encoding::Q5_1
+        | Encoding::Q4K
+        | Encoding::Q5K
+        | Encoding::Q6K => k % 64 == 0,
     }
 }
 
@@ -67,6 +73,12 @@ pub fn prefill(encoding: Encoding, params: &PrefillParams) -> Launch {
         (Q8_0, false) => ("gemm_prefill_q8_0_simt", SIMT_SHARED),
         (Q4_0, true) => ("gemm_prefill_q4_0", TENSOR_SHARED),
         (Q4_0, false) => ("gemm_prefill_q4_0_simt", SIMT_SHARED),
+        (Q4_1, true) => ("gemm_prefill_q4_1", TENSOR_SHARED),
+        (Q4_1, false) => ("gemm_prefill_q4_1_simt", SIMT_SHARED),
+        (Q5_0, true) => ("gemm_prefill_q5_0", TENSOR_SHARED),
+        (Q5_0, false) => ("gemm_prefill_q5_0_simt", SIMT_SHARED),
+        (Q5_1, true) => ("gemm_prefill_q5_1", TENSOR_SHARED),
+        (Q5_1, false) => ("gemm_prefill_q5_1_simt", SIMT_SHARED),
         (Q4K, true) => ("gemm_prefill_q4_k", TENSOR_SHARED),
         (Q4K, false) => ("gemm_prefill_q4_k_simt", SIMT_SHARED),
         (Q5K, true) => ("gemm_prefill_q5_k", TENSOR_SHARED),
@@ -96,6 +108,9 @@ pub fn naive(encoding: Encoding, params: &PrefillParams) -> Launch {
         Encoding::Mxfp4 => "naive_gemm_prefill_mxfp4",
         Encoding::Q8_0 => "naive_gemm_prefill_q8_0",
         Encoding::Q4_0 => "naive_gemm_prefill_q4_0",
+        Encoding::Q4_1 => "naive_gemm_prefill_q4_1",
+        Encoding::Q5_0 => "naive_gemm_prefill_q5_0",
+        Encoding::Q5_1 => "naive_gemm_prefill_q5_1",
         Encoding::Q4K => "naive_gemm_prefill_q4_k",
         Encoding::Q5K => "naive_gemm_prefill_q5_k",
         Encoding::Q6K => "naive_gemm_prefill_q6_k",

@@ -14,7 +14,7 @@ macro_rules! of_bytes {
         unsafe impl bytemuck::Pod for $name {}
     )*};
 }
-of_bytes!(Q8Block, Q4Block, Q4KBlock, Q5KBlock, Q6KBlock);
+of_bytes!(Q8Block, Q4Block, Q4_1Block, Q5_0Block, Q5_1Block, Q4KBlock, Q5KBlock, Q6KBlock);
 
 /// 32 signed bytes and a scale.
 pub(super) struct Q8_0;
@@ -79,6 +79,135 @@ impl Element for Q4_0 {
         let numbers = V::field(V::bytes(&block.numbers), 4 * step as u32, 15);
         V::from_bytes(numbers).sub(V::splat(8.0)).mul(V::splat(*scale))
     }
+}
+
+/// As [`Q4_0`], but with a number that is added in place of the eight that are taken away.
+pub(super) struct Q4_1;
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(super) struct Q4_1Block {
+    scale: [u8; 2],
+    added: [u8; 2],
+    numbers: [u8; LANES],
+}
+
+impl Element for Q4_1 {
+    type Chunk = Q4_1Block;
+    type Common = [f32; 2];
+    const STEPS: usize = 2;
+    type Beside<'a> = ();
+
+    #[inline(always)]
+    fn open<'a>(_: &Tile<'a>, _: usize, row: &'a [u8]) -> (&'a [u8], ()) {
+        (row, ())
+    }
+
+    #[inline(always)]
+    fn common<V: F32x16>(_: &(), block: &Q4_1Block, _: usize) -> [f32; 2] {
+        [V::half(block.scale), V::half(block.added)]
+    }
+
+    #[inline(always)]
+    fn lanes<V: F32x16>(_: &(), block: &Q4_1Block, [scale, added]: &mut [f32; 2], _: usize, step: usize) -> V {
+        let numbers = V::field(V::bytes(&block.numbers), 4 * step as u32, 15);
+        V::from_bytes(numbers).mul_add(V::splat(*scale), V::splat(*added))
+    }
+}
+
+/// 32 numbers of five bits, less sixteen, and a scale: the fifth bits in a word of their own, the others as in [`Q4_0`].
+pub(super) struct Q5_0;
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(super) struct Q5_0Block {
+    scale: [u8; 2],
+    numbers: Five,
+}
+
+impl Element for Q5_0 {
+    type Chunk = Q5_0Block;
+    type Common = f32;
+    const STEPS: usize = 2;
+    type Beside<'a> = ();
+
+    #[inline(always)]
+    fn open<'a>(_: &Tile<'a>, _: usize, row: &'a [u8]) -> (&'a [u8], ()) {
+        (row, ())
+    }
+
+    #[inline(always)]
+    fn common<V: F32x16>(_: &(), block: &Q5_0Block, _: usize) -> f32 {
+        V::half(block.scale)
+    }
+
+    #[inline(always)]
+    fn lanes<V: F32x16>(_: &(), block: &Q5_0Block, scale: &mut f32, _: usize, step: usize) -> V {
+        block.numbers.half::<V>(step).sub(V::splat(16.0)).mul(V::splat(*scale))
+    }
+}
+
+/// As [`Q5_0`], but with a number that is added in place of the sixteen that are taken away.
+pub(super) struct Q5_1;
+
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(super) struct Q5_1Block {
+    scale: [u8; 2],
+    added: [u8; 2],
+    numbers: Five,
+}
+
+impl Element for Q5_1 {
+    type Chunk = Q5_1Block;
+    type Common = [f32; 2];
+    const STEPS: usize = 2;
+    type Beside<'a> = ();
+
+    #[inline(always)]
+    fn open<'a>(_: &Tile<'a>, _: usize, row: &'a [u8]) -> (&'a [u8], ()) {
+        (row, ())
+    }
+
+    #[inline(always)]
+    fn common<V: F32x16>(_: &(), block: &Q5_1Block, _: usize) -> [f32; 2] {
+        [V::half(block.scale), V::half(block.added)]
+    }
+
+    #[inline(always)]
+    fn lanes<V: F32x16>(_: &(), block: &Q5_1Block, [scale, added]: &mut [f32; 2], _: usize, step: usize) -> V {
+        block.numbers.half::<V>(step).mul_add(V::splat(*scale), V::splat(*added))
+    }
+}
+
+/// 32 numbers of five bits.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Five {
+    /// Bit i belongs to number i.
+    high: [[u8; 2]; 2],
+    low: [u8; LANES],
+}
+
+impl Five {
+    /// Those of the first or the second half.
+    #[inline(always)]
+    fn half<V: F32x16>(&self, half: usize) -> V {
+        let mut high = [0; LANES];
+        for (eight, bits) in high.as_chunks_mut::<8>().0.iter_mut().zip(self.high[half]) {
+            *eight = spread(bits);
+        }
+        let low = V::field(V::bytes(&self.low), 4 * half as u32, 15);
+        V::from_bytes(V::join(low, V::bytes(&high)))
+    }
+}
+
+/// A byte for each bit.
+#[inline(always)]
+fn spread(bits: u8) -> [u8; 8] {
+    // Bit i stays in byte i alone; what is not zero carries into the byte's uppermost bit.
+    let apart = u64::from(bits) * 0x0101_0101_0101_0101 & 0x8040_2010_0804_0201;
+    ((apart + 0x7f7f_7f7f_7f7f_7f7f) >> 7 & 0x0101_0101_0101_0101).to_le_bytes()
 }
 
 /// 256 numbers of four bits in eight runs of 32, each run with a scale and a minimum of six bits, which a scale each for the

@@ -310,6 +310,18 @@ macro_rules! with_element {
                 type $e = blocks::Q4_0;
                 $body
             }
+            Encoding::Q4_1 => {
+                type $e = blocks::Q4_1;
+                $body
+            }
+            Encoding::Q5_0 => {
+                type $e = blocks::Q5_0;
+                $body
+            }
+            Encoding::Q5_1 => {
+                type $e = blocks::Q5_1;
+                $body
+            }
             Encoding::Q4K => {
                 type $e = blocks::Q4K;
                 $body

@@ -59,6 +59,9 @@ fn blocks(encoding: Encoding) -> Option<gemm::Encoding> {
     match encoding {
         Encoding::Q8_0 => Some(gemm::Encoding::Q8_0),
         Encoding::Q4_0 => Some(gemm::Encoding::Q4_0),
+        Encoding::Q4_1 => Some(gemm::Encoding::Q4_1),
+        Encoding::Q5_0 => Some(gemm::Encoding::Q5_0),
+        Encoding::Q5_1 => Some(gemm::Encoding::Q5_1),
         Encoding::Q4K => Some(gemm::Encoding::Q4K),
         Encoding::Q5K => Some(gemm::Encoding::Q5K),
         Encoding::Q6K => Some(gemm::Encoding::Q6K),
