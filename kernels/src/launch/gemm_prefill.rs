@@ -25,7 +25,7 @@ fn whole_steps(encoding: Encoding, w: &Weights, k: i32) -> bool {
         | Encoding::Fp8
         | Encoding::Nf4
         | Encoding::Nf4d
-        | Encoding::Fp4 => k % 64 == 0 && w.column_shift >= 6,
+        | Encoding::Fp4 => k % 64 == 0 && w.column_shift >= 6 && w.index.is_null(),
         Encoding::Mxfp4
         | Encoding::Q8_0
         | Encoding::Q4_0

@@ -71,6 +71,9 @@ fn weights(encoding: &str, w: &Weights, n: i32, k: i32, t: &mut Touch) {
     if !w.zero.is_null() {
         factors("w.zero", w.zero as u64, 4, across * 4);
     }
+    if !w.index.is_null() {
+        t.read("w.index", w.index, Rows::one(k * 4));
+    }
 }
 
 /// All but activations and result.
