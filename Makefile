@@ -76,6 +76,8 @@ prove-size: toolchain cuda-toolchain ## Stream sparse 70B and 405B models throug
 	    $(CARGO) test $(CARGO_FLAGS) --test prove_size -- --nocapture
 
 .PHONY: gpu-bundle
+# Its programs know what they were built from, wherever they are taken.
+gpu-bundle: export LAYERSTREAM_COMMIT := $(shell git describe --always --dirty --exclude='*' 2>/dev/null)
 gpu-bundle: toolchain cuda-toolchain ## Build target/gpu-bundle: checks and benchmarks for a machine with an NVIDIA driver and nothing else.
 	@$(CARGO) build $(CARGO_FLAGS) --release -p layerstream-gpu-bundle
 	benches/gpu-bundle/build.sh

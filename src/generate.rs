@@ -89,6 +89,9 @@ pub struct GenerateStats {
     pub seconds: f64,
     /// Until the first token.
     pub first_token_seconds: f64,
+    /// For each token after the first, or after those that came with it: without the first pass, which fills the memory
+    /// that weights stay in. None before there are any.
+    pub steady_seconds_per_token: Option<f64>,
     /// That passes spent waiting for weights.
     pub disk_wait_seconds: f64,
 }
@@ -102,6 +105,8 @@ pub struct Generation<'m> {
     failed: bool,
     started: Instant,
     stats: GenerateStats,
+    /// Tokens that the pass with the first one gave.
+    first_tokens: usize,
     /// Passes, bytes and waits of the engine before this call.
     before: (u64, u64, f64),
 }
@@ -181,6 +186,7 @@ impl<'m> Generation<'m> {
             failed: false,
             started: Instant::now(),
             stats,
+            first_tokens: 0,
             before,
         })
     }
@@ -238,10 +244,22 @@ impl<'m> Generation<'m> {
         }
         self.stats.new_tokens += self.ready.len();
         self.stats.seconds = self.started.elapsed().as_secs_f64();
-        if self.stats.first_token_seconds == 0.0 && !self.ready.is_empty() {
-            self.stats.first_token_seconds = self.stats.seconds;
+        if !self.ready.is_empty() {
+            self.note_times();
         }
         Ok(())
+    }
+
+    /// After a pass that gave tokens.
+    fn note_times(&mut self) {
+        if self.first_tokens == 0 {
+            self.first_tokens = self.stats.new_tokens;
+            self.stats.first_token_seconds = self.stats.seconds;
+        } else {
+            let later = self.stats.new_tokens - self.first_tokens;
+            self.stats.steady_seconds_per_token =
+                Some((self.stats.seconds - self.stats.first_token_seconds) / later as f64);
+        }
     }
 
     /// Forgets what the caches hold of sequences that have grown beyond a length at which their rotation changes.

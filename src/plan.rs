@@ -124,6 +124,9 @@ pub struct Gpu {
     pub tiles: usize,
     /// Bytes for tiles of experts, which stay as long as there is room.
     pub experts: usize,
+    /// Bytes of keys and values that a pass with one token brings along where they do not stay on the GPU, when the context
+    /// of its sequence is full.
+    pub kv_copied: u64,
 }
 
 impl Gpu {
@@ -197,10 +200,12 @@ impl Plan {
         streamed + self.absent(self.memory.experts + self.gpu.as_ref().map_or(0, |gpu| gpu.experts))
     }
 
-    /// Bytes that a pass with one token copies to the GPU once the tiles that stay there are there.
+    /// Bytes that a pass with one token, the last of its context, copies to the GPU once the tiles that stay there are there:
+    /// weights, and keys and values that have no room there. None where no GPU computes.
     pub fn copied_bytes(&self) -> u64 {
+        let Some(gpu) = &self.gpu else { return 0 };
         let streamed: u64 = self.tiles.iter().filter(|tile| tile.tier != Tier::Device).map(|tile| tile.span.len).sum();
-        streamed + self.absent(self.gpu.as_ref().map_or(0, |gpu| gpu.experts))
+        streamed + self.absent(gpu.experts) + gpu.kv_copied
     }
 
     /// Of the bytes of a token's experts, the share for which so much memory has no room.
@@ -223,8 +228,8 @@ impl Plan {
     /// Seconds for a pass that carries one token: the slowest of reading, copying to the GPU (if there is one) and
     /// multiplying, since they overlap. Bandwidths are in bytes per second.
     pub fn seconds_per_pass(&self, disk: f64, copy: f64, multiply: f64) -> f64 {
-        let copied = if self.gpu.is_some() { self.copied_bytes() } else { 0 };
-        (self.disk_bytes() as f64 / disk).max(copied as f64 / copy).max(self.pass_bytes() as f64 / multiply)
+        let (read, copied) = (self.disk_bytes() as f64 / disk, self.copied_bytes() as f64 / copy);
+        read.max(copied).max(self.pass_bytes() as f64 / multiply)
     }
 }
 
@@ -554,6 +559,11 @@ mod tests {
     #[test]
     fn a_pass_takes_as_long_as_the_slower_of_disk_and_arithmetic() {
         let plan = Plan::new(&program(&[(1000, 512), (300, 700)]), &request(1 << 30)).unwrap();
+        // Nobody copies to a GPU, however slowly.
+        assert_eq!((plan.copied_bytes(), plan.disk_bytes()), (0, 0));
         assert_eq!(plan.seconds_per_pass(1e9, 1.0, 1e6), plan.pass_bytes() as f64 / 1e6);
+        let plan = Plan::new(&program(&[(30_000, 512), (300, 700)]), &request(12 << 20)).unwrap();
+        assert!(plan.disk_bytes() > 0);
+        assert_eq!(plan.seconds_per_pass(1e3, 1.0, 1e9), plan.disk_bytes() as f64 / 1e3);
     }
 }

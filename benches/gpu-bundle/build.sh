@@ -16,12 +16,12 @@ if [[ $needed ]]; then
     echo "make gpu-bundle: its program needs $needed, which other machines may lack" >&2
     exit 1
 fi
-for name in layerstream disk2gpu golden-check kernels; do
+for name in layerstream disk2gpu golden-check kernels targets; do
     ln -s gpu-bundle "$bundle/programs/$name"
 done
 {
     printf '%s, ' "$("$bundle/programs/layerstream" --version)"
-    git rev-parse --short HEAD 2>/dev/null || echo 'no commit'
+    echo "${LAYERSTREAM_COMMIT:-no commit}"
 } > "$bundle/VERSION"
 # What is in a directory, as an archive whose bytes depend on nothing else.
 archive() { tar --directory "$@" --sort=name --owner=0 --group=0 --mtime=@0 --create . | gzip -9n; }

@@ -27,9 +27,9 @@ for file in report.md report.json; do
 done
 scratch=$(mktemp -d "$out/scratch.XXXXXX") || exit 2
 watch=
-# Programs put what they have to write somewhere there, too.
-export TMPDIR=$scratch
-trap '[[ $watch ]] && kill "$watch" 2>/dev/null; rm -rf "$scratch"' EXIT
+# Programs put what they have to write somewhere there, too, and the driver what it compiles.
+export TMPDIR=$scratch CUDA_CACHE_PATH=$scratch/cuda-cache
+trap '[[ $watch ]] && kill -KILL "$watch" 2>/dev/null; rm -rf "$scratch"' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
@@ -58,12 +58,22 @@ fact() {
     value=$(timeout 10 "$@" 2>/dev/null | head -c 2000)
     facts+=("$name" "${value:-unknown}")
 }
-query() { nvidia-smi --query-gpu="$1" --format=csv,noheader; }
+# What cuda:0 is to nvidia-smi: both count as the bus does, and the first of those that CUDA_VISIBLE_DEVICES leaves is meant,
+# which may be the beginning of a UUID.
+export CUDA_DEVICE_ORDER=PCI_BUS_ID
+gpu_id=${CUDA_VISIBLE_DEVICES:-0}
+gpu_id=${gpu_id%%,*}
+if [[ $gpu_id == GPU-* ]]; then
+    gpu_id=$(timeout 10 nvidia-smi --query-gpu=uuid --format=csv,noheader 2>/dev/null | grep -m 1 "^$gpu_id")
+fi
+export gpu_id
+query() { nvidia-smi --id="$gpu_id" --query-gpu="$1" --format=csv,noheader; }
 export -f query
 fact date date -u +%Y-%m-%dT%H:%M:%SZ
 fact layerstream cat "$here/VERSION"
 fact gpu bash -c 'query name'
 fact driver bash -c 'query driver_version'
+fact cuda bash -c "nvidia-smi | sed -n 's/.*CUDA[A-Za-z ]*Version *: *\\([0-9.]*\\).*/\\1/p' | head -n 1"
 fact gpu_memory bash -c 'query memory.total,memory.used'
 fact compute_capability bash -c 'query compute_cap'
 fact pcie_now bash -c 'query pcie.link.gen.current,pcie.link.width.current'
@@ -82,11 +92,14 @@ fact file_system df -PT "$out"
 
 names=() commands=() codes=() times=() verdicts=() peaks=()
 
-# The most memory of the GPU that was in use, by whomever, while a part ran: what the driver says four times a second.
-peak() { sort -n "$scratch/memory" 2>/dev/null | grep -x '[0-9]*' | tail -n 1 | grep . || echo null; }
+# What the driver says of the GPU's memory in use, by whomever, in MiB.
+memory_in_use=(nvidia-smi --id="$gpu_id" --query-gpu=memory.used --format=csv,noheader,nounits)
+
+# The most of it before and while a part ran.
+peak() { sort -n "$out/$1.memory" 2>/dev/null | grep -x '[0-9]\+' | tail -n 1 | grep . || echo null; }
 
 # Runs a part: its name, the most seconds it may take, then the command. What it prints on standard output goes to
-# OUT/NAME.out, the rest to OUT/NAME.err.
+# OUT/NAME.out, the rest to OUT/NAME.err; of parts that are to be measured, the GPU's memory in use to OUT/NAME.memory.
 part() {
     local name=$1 limit=$2 left code begin verdict milliseconds
     shift 2
@@ -100,13 +113,14 @@ part() {
     else
         echo "== $name (at most $limit s): $*" >&2
         if [[ $name == stream-* ]]; then
-            nvidia-smi --id=0 --query-gpu=memory.used --format=csv,noheader,nounits --loop-ms=250 \
-                > "$scratch/memory" 2>/dev/null &
+            timeout 10 "${memory_in_use[@]}" > "$out/$name.memory" 2>/dev/null
+            "${memory_in_use[@]}" --loop-ms=250 >> "$out/$name.memory" 2>/dev/null &
             watch=$!
         fi
         timeout --kill-after=5 "$limit" "$@" > "$out/$name.out" 2> "$out/$name.err" < /dev/null
         code=$?
-        [[ $watch ]] && kill "$watch" 2>/dev/null && wait "$watch" 2>/dev/null
+        # Not TERM: a child that has just been forked would still run the trap for it, and remove the scratch directory.
+        [[ $watch ]] && kill -KILL "$watch" 2>/dev/null && wait "$watch" 2>/dev/null
         case $code in
         0) verdict=passed ;;
         124 | 137) verdict="not over within $limit s" ;;
@@ -114,7 +128,7 @@ part() {
         esac
     fi
     names+=("$name") commands+=("$*") codes+=("$code") verdicts+=("$verdict")
-    if [[ $watch ]]; then peaks+=("$(peak)"); else peaks+=(null); fi
+    if [[ $watch ]]; then peaks+=("$(peak "$name")"); else peaks+=(null); fi
     watch=
     milliseconds=$(((${EPOCHREALTIME/./} - ${begin/./}) / 1000))
     times+=("$(printf '%d.%03d' $((milliseconds / 1000)) $((milliseconds % 1000)))")
@@ -143,19 +157,21 @@ if [[ $short ]]; then
     check=(norm --seeds 1)
     disk=(--scratch 16MiB --repetitions 1 --warmup 0 --chunk 1MiB --depth 4)
     synth=(--config "$golden/llama31_gqa/config.json")
-    tight=() ample=() tokens=2
+    tight=() ample=() passes=(2 3)
     experts=(256 512 2 300)
 else
     check=()
-    disk=(--scratch 2GiB --repetitions 3)
+    # 14 GB with the writing: also of a drive that gives 0.3 GB/s there are figures in time.
+    disk=(--scratch 1GiB --repetitions 3 --warmup 0)
     synth=(--like llama-3.2-1b)
-    # The weights are 2.5 GB: nearly all of them come through both rings; then as much as is there stays in memory.
-    tight=(--vram 1500MiB --ram 512MiB) ample=(--vram 1500MiB --ram 6GiB) tokens=8
+    # The weights are 2.5 GB: nearly all of them come through both rings; then as much as is there stays in memory. The first
+    # token of each is not in the average.
+    tight=(--vram 1500MiB --ram 512MiB) ample=(--vram 1500MiB --ram 6GiB) passes=(8 25)
     # 1.7 GB, of which a token needs a quarter.
     experts=(2048 4096 4 32000)
 fi
-answer=(--ids 1,2,3 --max-new-tokens "$tokens" --temperature 0 --ignore-eos --json --profile "${place[@]}")
-generate=(generate "$model" "${answer[@]}")
+# How a model is run, and for how many tokens: to be measured, and with a timeline, which costs two timed events for each step.
+generate() { run=(generate "$1" --ids 1,2,3 --max-new-tokens "$2" --temperature 0 --ignore-eos --json "${place[@]}" "${@:3}"); }
 
 # A configuration like Mixtral's, with eight experts in each layer: its width, that of an expert, layers, vocabulary.
 mixture() {
@@ -168,14 +184,21 @@ mixture "${experts[@]}" > "$scratch/experts.json"
 
 part kernels-check 110 "$programs/kernels" check --device gpu "${check[@]}"
 part golden 80 "$programs/golden-check" "$golden" "${gpu[@]}" --json
-part disk2gpu 60 "$programs/disk2gpu" "${disk[@]}" --dir "$scratch" "${gpu[@]}" --json
+part disk2gpu 75 "$programs/disk2gpu" "${disk[@]}" --dir "$scratch" "${gpu[@]}" --json
 part synth 45 "$programs/layerstream" synth "${synth[@]}" --out "$model"
 part plan-disk 20 "$programs/layerstream" plan "$model" "${place[@]}" "${tight[@]}" --json
-part stream-from-disk 60 "$programs/layerstream" "${generate[@]}" "${tight[@]}" --trace "$out/trace-disk.json"
+generate "$model" "${passes[0]}" "${tight[@]}"
+part stream-from-disk 60 "$programs/layerstream" "${run[@]}"
 part plan-memory 20 "$programs/layerstream" plan "$model" "${place[@]}" "${ample[@]}" --json
-part stream-from-memory 60 "$programs/layerstream" "${generate[@]}" "${ample[@]}" --trace "$out/trace-memory.json"
+generate "$model" "${passes[1]}" "${ample[@]}"
+part stream-from-memory 60 "$programs/layerstream" "${run[@]}"
+generate "$model" 3 "${tight[@]}" --profile --trace "$out/trace-disk.json"
+part trace-from-disk 40 "$programs/layerstream" "${run[@]}"
+generate "$model" 3 "${ample[@]}" --profile --trace "$out/trace-memory.json"
+part trace-from-memory 40 "$programs/layerstream" "${run[@]}"
 part synth-experts 30 "$programs/layerstream" synth --config "$scratch/experts.json" --out "$scratch/experts"
-part stream-experts 40 "$programs/layerstream" generate "$scratch/experts" "${answer[@]}" "${tight[@]}"
+generate "$scratch/experts" "${passes[0]}" "${tight[@]}"
+part stream-experts 40 "$programs/layerstream" "${run[@]}"
 if [[ $short ]]; then
     skip kernels-sweep 'the short form leaves it out'
 else
@@ -197,12 +220,46 @@ output_tail() {
     { tail -n 40 "$out/$1.err"; tail -n 20 "$out/$1.out"; } | cut -c 1-1000
 }
 
-# What a part printed, if that is JSON by its looks.
+# What a part printed, if that is JSON by its looks. Of golden-check the objects that are whole, as a list.
 figures() {
     local text
+    if [[ $1 == golden ]]; then
+        text=$(grep -x '{.*}' "$out/$1.out" | tr '\n' ',')
+        if [[ $text ]]; then printf '[%s]' "${text%,}"; else printf null; fi
+        return
+    fi
     text=$(head -c 2000000 "$out/$1.out" | tr -d '\0')
     if [[ $text == '{'*'}' || $text == '['*']' ]]; then printf '%s' "$text"; else printf null; fi
 }
+
+# How many golden cases came to this.
+cases() { grep -c "\"verdict\":\"$1\"" "$out/golden.out"; }
+
+# A fact by its name.
+known() {
+    local i
+    for ((i = 0; i < ${#facts[@]}; i += 2)); do
+        [[ ${facts[i]} == "$1" ]] && printf '%s' "${facts[i + 1]%%$'\n'*}"
+    done
+}
+
+# The same, or where nvidia-smi is missing what disk2gpu found: it names the GPU, and CUDA as the driver has it.
+known_or() {
+    local value
+    value=$(known "$1")
+    if [[ $value == unknown ]]; then
+        value=$(sed -n "s/.*\"gpu\": *{[^{}]*\"$2\": *\"\([^\"]*\)\".*/\1/p" "$out/disk2gpu.out" | head -n 1)
+    fi
+    printf '%s' "${value:-unknown}"
+}
+
+passed=()
+for i in "${!names[@]}"; do
+    [[ ${verdicts[i]} == passed ]] && passed+=("${names[i]}")
+done
+targets() { timeout 10 "$programs/targets" "$@" "$out" "${passed[@]}"; }
+targets=$(targets) || targets=null
+table=$(targets --table) || table='What was measured could not be compared with them.'
 
 failed=0
 for i in "${!names[@]}"; do
@@ -210,14 +267,14 @@ for i in "${!names[@]}"; do
 done
 
 {
-    printf '{\n  "format": 1,\n  "short": %s,\n  "seconds": %s,\n  "failed": %s,\n  "machine": {' \
+    printf '{\n  "format": 2,\n  "short": %s,\n  "seconds": %s,\n  "failed": %s,\n  "machine": {' \
         "$short_json" "$((SECONDS - started))" "$failed"
     for ((i = 0; i < ${#facts[@]}; i += 2)); do
         ((i == 0)) || printf ','
         printf '\n    "%s": ' "${facts[i]}"
         printf '%s' "${facts[i + 1]}" | json_string
     done
-    printf '\n  },\n  "parts": ['
+    printf '\n  },\n  "targets": %s,\n  "parts": [' "$targets"
     for i in "${!names[@]}"; do
         ((i == 0)) || printf ','
         printf '\n    {"name": "%s", "verdict": ' "${names[i]}"
@@ -232,7 +289,10 @@ done
 } > "$scratch/report.json"
 
 {
-    echo "# layerstream on ${facts[5]%%$'\n'*}"
+    card=$(known_or gpu name)
+    echo "# layerstream on $card"
+    echo
+    echo "Driver $(known driver), CUDA $(known_or cuda driver), $card; $(known layerstream)."
     echo
     echo "\`run.sh OUT${short:+ --short}\`, $((SECONDS - started)) s; $failed of ${#names[@]} parts failed."
     echo
@@ -241,6 +301,13 @@ done
     for i in "${!names[@]}"; do
         echo "| ${names[i]} | ${verdicts[i]} | ${codes[i]} | ${times[i]} | ${peaks[i]} |"
     done
+    echo
+    all=("$golden"/*/)
+    echo "Golden cases: $(cases right) right, $(cases WRONG) wrong, $(cases SKIPPED) skipped, of ${#all[@]}."
+    echo
+    echo "## Targets${short:+ (in the short form too little is moved to judge by)}"
+    echo
+    echo "$table"
     echo
     echo '## Machine'
     for ((i = 0; i < ${#facts[@]}; i += 2)); do

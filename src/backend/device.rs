@@ -6,7 +6,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::plan::GpuRequest;
+use crate::plan::{GpuRequest, Plan};
 use crate::program::Program;
 
 #[cfg(feature = "cuda")]
@@ -108,21 +108,24 @@ impl Processor {
         }
     }
 
-    /// How fast the GPU is fed and reads its own memory, in bytes per second; `None` for the processor.
+    /// How fast the GPU that this plan was made for is fed and reads its own memory, in bytes per second; `None` for the
+    /// processor.
     ///
     /// # Errors
     /// As [`cuda::measure`].
     #[cfg(feature = "cuda")]
-    pub fn measure(&self, time: std::time::Duration) -> Result<Option<(f64, f64)>> {
+    pub fn measure(&self, plan: &Plan, time: std::time::Duration) -> Result<Option<(f64, f64)>> {
         match self {
             Processor::Cpu { .. } => Ok(None),
-            Processor::Cuda { card, .. } => cuda::measure(card, time).map(|speeds| Some((speeds.copy, speeds.read))),
+            Processor::Cuda { card, .. } => {
+                cuda::measure(card, plan, time).map(|speeds| Some((speeds.copy, speeds.read)))
+            }
         }
     }
 
     /// Nothing, in a build without GPUs.
     #[cfg(not(feature = "cuda"))]
-    pub fn measure(&self, _: std::time::Duration) -> Result<Option<(f64, f64)>> {
+    pub fn measure(&self, _: &Plan, _: std::time::Duration) -> Result<Option<(f64, f64)>> {
         Ok(None)
     }
 

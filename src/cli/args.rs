@@ -86,6 +86,7 @@ With --json, one object for one prompt:
   text, ids, finish             the answer; finish is eos, stop, length, context or interrupted
   prompt_tokens, new_tokens     how many
   seconds, first_token_seconds  from the start of the first pass, the model already open
+  steady_seconds_per_token      of the tokens after the first, whose pass fills the memory for weights
   tokens_per_second             new tokens / seconds
   passes                        sweeps over all weights
   bytes_read, gb_per_second     from disk; a GB is 10^9 bytes

@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use crate::backend::cpu::{Columns, Cpu, Finish, GroupedTile, Inputs, Scales, Tile};
-use crate::disk::measure;
 use crate::error::Result;
 use crate::hub::Need;
 use crate::model::Outline;
 use crate::plan::{Gpu, Tier};
 use crate::program::{Groups, Program};
+use crate::stream;
 
 use super::args;
 use super::hub;
@@ -27,8 +27,10 @@ pub fn run(args: &args::Plan) -> Result<()> {
     let options = args.resources.options(None, args.sequences);
     let outline = Outline::new(&hub::local(&args.model, Need::Model)?, &options)?;
     let program = outline.program();
-    let disk = measure(outline.source(), &options.disk, LOOK)?;
-    let speeds = match outline.processor().measure(LOOK)? {
+    let plan = outline.plan();
+    let tiles = plan.tiles.iter().map(|tile| tile.span);
+    let disk = stream::measure(outline.source(), tiles, plan.memory.ring, &options.disk, LOOK)?;
+    let speeds = match outline.processor().measure(plan, LOOK)? {
         Some((copy, multiply)) => Speeds { disk, copy: Some(copy), multiply },
         None => Speeds { disk, copy: None, multiply: multiply_speed(program, options.threads)? },
     };
@@ -58,6 +60,8 @@ struct Report {
     /// Bytes of matrices by encoding.
     encodings: BTreeMap<&'static str, u64>,
     disk_bytes_per_pass: u64,
+    /// To the GPU, at the end of the context: null where there is none.
+    copied_bytes: Option<u64>,
     tiers: Tiers,
     #[serde(skip_serializing_if = "Option::is_none")]
     experts: Option<Experts>,
@@ -70,9 +74,9 @@ struct Report {
     multiply_bytes_per_second: f64,
     seconds_per_token: f64,
     #[serde(skip)]
-    processor: String,
+    kv_is_copied: bool,
     #[serde(skip)]
-    copied_bytes: u64,
+    processor: String,
 }
 
 #[derive(Serialize)]
@@ -158,6 +162,7 @@ impl Report {
             bytes_per_pass: plan.pass_bytes(),
             encodings: outline.program().encodings(),
             disk_bytes_per_pass: plan.disk_bytes(),
+            copied_bytes: plan.gpu.as_ref().map(|_| plan.copied_bytes()),
             tiers: Tiers { device: share(Tier::Device), host: share(Tier::Host), disk: share(Tier::Disk) },
             experts: (plan.experts.bytes > 0).then_some(Experts {
                 bytes: plan.experts.bytes,
@@ -181,16 +186,16 @@ impl Report {
             copy_bytes_per_second: copy,
             multiply_bytes_per_second: multiply,
             seconds_per_token: plan.seconds_per_pass(disk, copy.unwrap_or(f64::INFINITY), multiply),
+            kv_is_copied: plan.gpu.as_ref().is_some_and(|gpu| gpu.kv_copied > 0),
             processor: outline.processor().describe(),
-            copied_bytes: plan.copied_bytes(),
         }
     }
 
     fn table(&self) -> Table {
         let bound = match self.disk_bytes_per_pass as f64 / self.disk_bytes_per_second {
             reading if reading >= self.seconds_per_token => "the disk is the limit",
-            _ => match self.copy_bytes_per_second {
-                Some(copy) if self.copied_bytes as f64 / copy >= self.seconds_per_token => {
+            _ => match self.copied_bytes.zip(self.copy_bytes_per_second) {
+                Some((bytes, copy)) if bytes as f64 / copy >= self.seconds_per_token => {
                     "copies to the GPU are the limit"
                 }
                 Some(_) => "the GPU is the limit",
@@ -218,6 +223,10 @@ impl Report {
         table
             .row("  kept in memory", format!("{} ({} %)", tier(host), percent(host)))
             .row("  read every pass", tier(&self.tiers.disk));
+        if let Some(bytes) = self.copied_bytes {
+            let kv = if self.kv_is_copied { ", keys and values of a full context among them" } else { "" };
+            table.row("  copied every pass", format!("{}{kv}", data(bytes)));
+        }
         if let Some(experts) = &self.experts {
             let all = format!("of {} in {}", data(experts.bytes), count(experts.tiles as u64, "tile"));
             table.row("  experts of a token", format!("{} {all}", data(experts.bytes_per_token)));

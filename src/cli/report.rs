@@ -33,6 +33,8 @@ impl Answer {
 pub struct Costs {
     seconds: f64,
     first_token_seconds: f64,
+    /// Null for a single token.
+    steady_seconds_per_token: Option<f64>,
     tokens_per_second: f64,
     passes: u64,
     bytes_read: u64,
@@ -109,6 +111,7 @@ impl Costs {
         Costs {
             seconds: stats.seconds,
             first_token_seconds: stats.first_token_seconds,
+            steady_seconds_per_token: stats.steady_seconds_per_token,
             tokens_per_second: per_second(stats.new_tokens as f64),
             passes: stats.passes,
             bytes_read: stats.bytes_read,

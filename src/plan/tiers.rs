@@ -65,6 +65,7 @@ pub(super) fn plan(program: &Program, request: &Request, gpu: &GpuRequest) -> Re
             ring,
             tiles: device,
             experts: blocks,
+            kv_copied: split.kv_copied,
         }),
     })
 }
@@ -74,6 +75,8 @@ struct Split {
     size: Size,
     context: u64,
     layout: Layout,
+    /// Bytes of keys and values that a token brings along at the end of its context.
+    kv_copied: u64,
     /// Of the host.
     memory: Memory,
     /// The smallest rings that work.
@@ -97,16 +100,17 @@ impl Split {
         let kv_resident = kv_resident || program.kv.len() < 2;
         let layout = Layout::new(program, size, kv_resident);
         let dtype = device::kv_dtype(program);
-        let kv = match kv_resident {
+        let kv = |size: Size| match kv_resident {
             true => 0,
             false => program.kv.iter().flat_map(|shape| device::kv_bytes(*shape, size, dtype)).sum::<usize>(),
         };
+        let kv_copied = kv(Size { sequences: 1, ..size }) as u64;
         let staging = layout.notes.len
             + device::chosen_bytes(program, rows)
             + rows * program.embedding.row_bytes()
             + logit_rows * program.buffers[program.logits.0] * size_of::<f32>();
         let memory = Memory {
-            kv: kv.next_multiple_of(PAGE) + layout.turned.angles_len.next_multiple_of(PAGE),
+            kv: kv(size).next_multiple_of(PAGE) + layout.turned.angles_len.next_multiple_of(PAGE),
             activations: staging.next_multiple_of(PAGE),
             scratch: request.scratch,
             ..Memory::default()
@@ -115,7 +119,7 @@ impl Split {
         let ring_floor = (RING_TILES * (row + device::ALIGN)).next_multiple_of(device::ALIGN);
         let memory_ring_floor = RING_TILES * (row + 2 * request.align) + PAGE;
         let expert_floors = [experts::device_floor(program), experts::floor(program, request.align)];
-        Split { size, context: gpu.context, layout, memory, ring_floor, memory_ring_floor, expert_floors }
+        Split { size, context: gpu.context, layout, kv_copied, memory, ring_floor, memory_ring_floor, expert_floors }
     }
 
     fn vram_floor(&self) -> u64 {
@@ -307,5 +311,12 @@ mod tests {
         let tight = Plan::new(&program, &request(56 << 20)).unwrap();
         assert!(!tight.gpu.as_ref().unwrap().layout.kv_resident);
         assert!(tight.memory.kv >= 12 * 2 * 2 * 16 * 2 * 2 * 40_000, "{}", tight.memory.kv);
+        // They come along with a token: those of its own sequence, not those of the other one.
+        let token_kv: usize = program.kv.iter().map(|shape| shape.heads * (shape.key_dim + shape.value_dim)).sum();
+        let weights: usize = bytes_in(&tight, Tier::Host, |tile| tile.span.len as usize)
+            + bytes_in(&tight, Tier::Disk, |tile| tile.span.len as usize);
+        let copied = weights + 40_000 * token_kv * device::kv_dtype(&program).size();
+        assert_eq!((tight.sequences, tight.copied_bytes()), (2, copied as u64));
+        assert_eq!(tight.seconds_per_pass(f64::INFINITY, 1e3, 1e15), copied as f64 / 1e3);
     }
 }

@@ -13,6 +13,7 @@ mod experts;
 mod forecast;
 mod ring;
 mod schedule;
+mod speed;
 #[cfg(all(feature = "cuda", feature = "cli"))]
 pub(crate) mod upload;
 mod worker;
@@ -32,6 +33,8 @@ use crate::plan::Tier;
 
 pub use conveyor::{Conveyor, Tile};
 pub use experts::{ExpertTile, Experts, block_bytes};
+pub use speed::measure;
+
 #[cfg(feature = "cuda")]
 pub(crate) use forecast::Forecast;
 #[cfg(feature = "cli")]

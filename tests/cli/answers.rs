@@ -147,9 +147,20 @@ fn the_report_has_what_scripts_rely_on() {
     for key in times {
         assert!(report[key].as_f64().is_some_and(|n| n > 0.0), "{key} in {report}");
     }
+    // All tokens but the first share the rest of the time.
+    let later = (report["seconds"].as_f64().unwrap() - report["first_token_seconds"].as_f64().unwrap())
+        / (report["new_tokens"].as_f64().unwrap() - 1.0);
+    assert!((report["steady_seconds_per_token"].as_f64().unwrap() - later).abs() < 1e-9, "{report}");
     assert!(report["disk_wait_seconds"].is_number() && report["huge_pages"].is_boolean());
     assert_eq!(report["ram_bytes"], 64 << 20);
     assert!(report["peak_rss_bytes"].as_u64().unwrap() < (64 << 20) + 150_000_000);
+}
+
+#[test]
+fn a_single_token_says_nothing_of_those_after_it() {
+    let one = ["Capital of Japan?", "--json", "--max-new-tokens", "1", "--ram", "64MiB"];
+    let report = json(&mut on_demo("generate", &one));
+    assert_eq!((&report["new_tokens"], &report["steady_seconds_per_token"]), (&1.into(), &serde_json::Value::Null));
 }
 
 #[test]

@@ -1,17 +1,17 @@
 //! `golden-check`: the golden cases on one device, at several budgets, for machines that have neither the sources nor cargo.
 //! The check and its gates are those of the tests (tests/reference/gpu.rs). It needs a directory of cases as
-//! tests/golden/models has them, and prints a line for each case, or JSON.
+//! tests/golden/models has them, and prints a line for each case as soon as it is done, or a JSON object in its place, so that
+//! whoever ends it early has those before.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
-use layerstream::{Device, Error, Result};
-use layerstream_kernels::driver::Gpu;
+use layerstream::{Device, Error, Options, Outline, Result};
 use serde_json::json;
 
-use crate::gpu::{Budget, Problem, check};
+use crate::gpu::{Budget, PLENTY, Problem, check};
 
 /// Check golden cases on a device: logits and continuations against those of the reference, and the same bits at every budget.
 #[derive(Parser)]
@@ -23,7 +23,7 @@ struct Arguments {
     /// Where to compute: cpu or cuda:N
     #[arg(long, default_value = "cuda:0")]
     device: Device,
-    /// Print one JSON object instead of lines
+    /// Print a JSON object for each case, and one with the counts at the end, each on a line
     #[arg(long)]
     json: bool,
 }
@@ -53,17 +53,15 @@ pub fn main() -> ExitCode {
 
 /// Whether every case that can be computed there is right, and there is one.
 fn run(arguments: &Arguments) -> Result<bool> {
-    // Held, so that its context is made once and not for each model. What is wrong with it, the first case tells.
-    let _gpu = match arguments.device {
-        Device::Cuda(number) => Gpu::open(number).ok(),
-        _ => None,
-    };
     let unreadable = |source| Error::Io { path: arguments.cases.clone(), doing: "read", source };
     let dir = std::fs::read_dir(&arguments.cases).map_err(unreadable)?;
     let mut cases: Vec<PathBuf> = dir.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
     cases.sort();
-    let (mut results, mut counts) = (Vec::new(), [0; 3]);
+    let mut counts = [0; 3];
+    // Held to the end, so that the kernels are loaded once and not for each model.
+    let mut held: Option<Outline> = None;
     for case in &cases {
+        held = held.or_else(|| outline(case, arguments.device));
         let begin = Instant::now();
         let (index, mut result) = match check(case, arguments.device, &BUDGETS) {
             Ok(forms) => (0, json!({"forms": forms})),
@@ -75,17 +73,24 @@ fn run(arguments: &Arguments) -> Result<bool> {
         let verdict = ["right", "WRONG", "SKIPPED"][index];
         if !arguments.json {
             println!("{verdict:<8} {}  {result}", name.as_deref().unwrap_or_default());
+            continue;
         }
         result["case"] = json!(name);
         result["verdict"] = json!(verdict);
         result["seconds"] = json!(begin.elapsed().as_secs_f64());
-        results.push(result);
+        println!("{result}");
     }
     let [right, wrong, skipped] = counts;
     if arguments.json {
-        println!("{}", json!({"right": right, "wrong": wrong, "skipped": skipped, "cases": results}));
+        println!("{}", json!({"right": right, "wrong": wrong, "skipped": skipped}));
     } else {
         println!("{right} right, {wrong} wrong, {skipped} skipped for want of a kernel");
     }
     Ok(wrong == 0 && right > 0)
+}
+
+/// The GPU with its kernels, in what opened it; nothing where it, or the case, cannot be opened: the check tells why.
+fn outline(case: &Path, device: Device) -> Option<Outline> {
+    let options = Options { ram: Some(PLENTY), context: Some(192), device, ..Options::default() };
+    Outline::new(case, &options).ok()
 }

@@ -6,6 +6,7 @@ mod expected;
 mod golden;
 #[path = "../../../tests/reference/gpu.rs"]
 mod gpu;
+mod targets;
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -14,11 +15,12 @@ use std::process::ExitCode;
 type Program = fn() -> ExitCode;
 
 /// Programs by name.
-const PROGRAMS: [(&str, Program); 4] = [
+const PROGRAMS: [(&str, Program); 5] = [
     ("layerstream", layerstream::cli::main),
     ("disk2gpu", layerstream::cli::disk2gpu::main),
     ("golden-check", golden::main),
     ("kernels", layerstream_kernels::workbench::main),
+    ("targets", targets::main),
 ];
 
 fn main() -> ExitCode {

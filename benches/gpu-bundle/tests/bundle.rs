@@ -1,5 +1,6 @@
 //! The GPU bundle's `run.sh`, in its short form: on the simulated driver every part passes and is in the report with its
-//! figures; a part that fails does not keep others from running; and without a driver each says so.
+//! figures; a part that fails does not keep others from running; and without a driver each says so. And what golden-check does
+//! for a driver that is slow to load kernels.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -14,7 +15,7 @@ fn bundle(dir: &Path) -> PathBuf {
     let (bundle, programs) = (dir.join("bundle"), dir.join("programs"));
     fs::create_dir(&bundle).unwrap();
     fs::create_dir(&programs).unwrap();
-    for name in ["layerstream", "disk2gpu", "golden-check", "kernels"] {
+    for name in ["layerstream", "disk2gpu", "golden-check", "kernels", "targets"] {
         symlink(env!("CARGO_BIN_EXE_gpu-bundle"), programs.join(name)).unwrap();
     }
     archive(&programs, ".", &bundle.join("programs.tar.gz"));
@@ -29,12 +30,21 @@ fn archive(dir: &Path, what: &str, to: &Path) {
     assert!(status.unwrap().success());
 }
 
-/// Something that answers as `nvidia-smi` does, in a directory that is returned.
+/// Something that answers as `nvidia-smi` does of the GPU that is asked for, in a directory that is returned.
 fn nvidia_smi(dir: &Path) -> PathBuf {
     let (bin, script) = (dir.join("bin"), dir.join("bin/nvidia-smi"));
     fs::create_dir(&bin).unwrap();
-    let text =
-        "#!/bin/sh\ncase \"$*\" in\n*loop*) printf '321\\n1234\\n' && exec sleep 600 ;;\n*) echo 'a card' ;;\nesac\n";
+    let text = r#"#!/bin/sh
+case "$*" in
+*gpu=uuid*) printf 'GPU-1234-5678\nGPU-abcd-ef01\n' ;;
+*id=GPU-abcd-ef01*loop*) printf '321\n1234\n' && exec sleep 600 ;;
+*id=GPU-abcd-ef01*memory.used*nounits*) echo 300 ;;
+*id=GPU-abcd-ef01*driver_version*) echo 580.65.06 ;;
+*id=GPU-abcd-ef01*) echo 'a card' ;;
+'') echo '| NVIDIA-SMI 580.65.06   Driver Version: 580.65.06   CUDA Version: 13.0  |' ;;
+*) echo "no such GPU: $*" && exit 6 ;;
+esac
+"#;
     fs::write(&script, text).unwrap();
     fs::set_permissions(&script, Permissions::from_mode(0o755)).unwrap();
     bin
@@ -47,6 +57,7 @@ fn run(bundle: &Path, out: &Path, driver: Option<&Path>, programs: &str) -> (Opt
     if let Some(driver) = driver {
         command.env("LD_LIBRARY_PATH", driver);
     }
+    command.env("CUDA_VISIBLE_DEVICES", "GPU-abcd,GPU-1234");
     let output = command.output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     let report = fs::read_to_string(out.join("report.json")).unwrap_or_else(|e| panic!("{e}\n{said}"));
@@ -63,7 +74,7 @@ fn part<'a>(report: &'a Value, name: &str) -> &'a Value {
 
 const SYSTEM: &str = "/usr/bin:/bin";
 
-const PARTS: [&str; 13] = [
+const PARTS: [&str; 15] = [
     "kernels-check",
     "golden",
     "disk2gpu",
@@ -72,6 +83,8 @@ const PARTS: [&str; 13] = [
     "stream-from-disk",
     "plan-memory",
     "stream-from-memory",
+    "trace-from-disk",
+    "trace-from-memory",
     "synth-experts",
     "stream-experts",
     "kernels-sweep",
@@ -80,7 +93,7 @@ const PARTS: [&str; 13] = [
 ];
 
 /// Those that run in the short form, on a machine without compute-sanitizer.
-const RUN: &[&str] = PARTS.split_at(10).0;
+const RUN: &[&str] = PARTS.split_at(12).0;
 
 #[test]
 fn on_the_simulated_driver_every_part_passes() {
@@ -100,19 +113,41 @@ fn on_the_simulated_driver_every_part_passes() {
     assert_eq!(status, Some(0));
     assert_eq!(part(&report, "kernels-sweep")["verdict"], "skipped: the short form leaves it out");
     let figures = |name: &str| &part(&report, name)["figures"];
-    assert_eq!(figures("golden")["right"], 1);
+    assert_eq!((&figures("golden")[0]["case"], &figures("golden")[1]["right"]), (&"llama31_gqa".into(), &1.into()));
     assert!(figures("disk2gpu").is_object());
     assert!(figures("stream-experts")["experts"].is_object(), "{:#}", figures("stream-experts"));
     for name in ["disk", "memory"] {
-        assert!(figures(&format!("plan-{name}"))["seconds_per_token"].is_number());
-        assert_eq!(figures(&format!("stream-from-{name}"))["device"], "cuda:0");
+        let plan = figures(&format!("plan-{name}"));
+        assert!(plan["seconds_per_token"].is_number() && plan["copied_bytes"].is_number(), "{plan:#}");
+        let streamed = figures(&format!("stream-from-{name}"));
+        assert_eq!(streamed["device"], "cuda:0");
+        assert!(streamed["steady_seconds_per_token"].as_f64().unwrap() > 0.0);
+        // What measures is not itself measured.
+        assert!(!part(&report, &format!("stream-from-{name}"))["output_tail"].as_str().unwrap().contains("disk wait"));
     }
-    assert!(part(&report, "stream-from-disk")["output_tail"].as_str().unwrap().contains("disk wait"));
+    assert!(part(&report, "trace-from-disk")["output_tail"].as_str().unwrap().contains("disk wait"));
     assert_eq!(report["machine"]["layerstream"], "a test \"of\" it");
     assert_eq!(report["machine"]["gpu"], "a card");
+    let target = |name: &str| {
+        let found = report["targets"].as_array().unwrap().iter().find(|t| t["target"].as_str().unwrap().contains(name));
+        found.unwrap_or_else(|| panic!("{name} in {:#}", report["targets"]))
+    };
+    assert!(target("both at once")["value"].is_number());
+    assert_eq!(target("from memory, of copies")["verdict"], "not measured");
+    for name in ["from disk, of what", "from memory, of what"] {
+        assert!(target(name)["value"].is_number(), "{:#}", target(name));
+    }
+    for name in ["streaming from disk (MiB)", "streaming from memory (MiB)"] {
+        assert_eq!((&target(name)["value"], &target(name)["verdict"]), (&934.0.into(), &"met".into()));
+    }
     let trace: Value = serde_json::from_str(&fs::read_to_string(out.join("trace-disk.json")).unwrap()).unwrap();
     assert!(trace["traceEvents"].as_array().unwrap().iter().any(|event| event["cat"] == "copy"));
     let page = fs::read_to_string(out.join("report.md")).unwrap();
+    let first: Vec<&str> = page.lines().take(3).collect();
+    assert_eq!(first[0], "# layerstream on a card");
+    assert!(first[2].starts_with("Driver 580.65.06, CUDA 13.0, a card; "), "{page}");
+    assert!(page.contains("Golden cases: 1 right, 0 wrong, 0 skipped, of 1."), "{page}");
+    assert!(page.contains("| GPU memory in use, streaming from disk (MiB) | <= "), "{page}");
     assert!(PARTS.iter().all(|name| page.contains(&format!("| {name} |"))), "{page}");
     // A report is never overwritten.
     let again = Command::new("bash").arg(bundle.join("run.sh")).arg(&out).output().unwrap();
@@ -135,6 +170,36 @@ fn a_part_that_fails_does_not_keep_others_from_running() {
             if ["kernels-check", "synth-experts", "stream-experts"].contains(name) { "passed" } else { "failed" };
         assert_eq!(part(&report, name)["verdict"], expected, "{name}");
     }
+    let targets = report["targets"].as_array().unwrap();
+    assert!(targets.iter().all(|target| target["verdict"] == "not measured"), "{targets:#?}");
+}
+
+/// However many models each case opens; and what was found of a case is there before the next one begins. Without arithmetic
+/// every case is wrong, which is soon found.
+#[test]
+fn golden_check_loads_the_kernels_once_and_tells_of_each_case_as_it_is_done() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models/llama31_gqa");
+    let (cases, report, program) =
+        (dir.path().join("cases"), dir.path().join("report.json"), dir.path().join("golden-check"));
+    fs::create_dir(&cases).unwrap();
+    for name in ["one", "two"] {
+        symlink(&model, cases.join(name)).unwrap();
+    }
+    symlink(env!("CARGO_BIN_EXE_gpu-bundle"), &program).unwrap();
+    let mut command = Command::new(program);
+    command.arg(&cases).args(["--device", "cuda:0", "--json"]).env("LAYERSTREAM_SIM_ARITHMETIC", "0");
+    command.env("LAYERSTREAM_SIM_REPORT", &report).env("LD_LIBRARY_PATH", layerstream_cudasim::directory().unwrap());
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8(output.stdout).unwrap();
+    let lines: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let cases: Vec<_> = lines[..2].iter().map(|line| (line["case"].as_str(), line["verdict"].as_str())).collect();
+    assert_eq!(cases, [(Some("one"), Some("WRONG")), (Some("two"), Some("WRONG"))], "{said}");
+    assert_eq!((&lines[2]["right"], &lines[2]["wrong"], lines.len()), (&0.into(), &2.into(), 3));
+    let report: Value = serde_json::from_str(&fs::read_to_string(report).unwrap()).unwrap();
+    // One for each file of kernels.
+    assert_eq!(report["modules"], 16, "{report:#}");
 }
 
 #[test]
@@ -149,6 +214,7 @@ fn without_a_driver_every_part_that_needs_one_says_so() {
     let (status, report) = run(&bundle(dir.path()), &dir.path().join("out"), None, SYSTEM);
     assert_eq!(status, Some(1));
     assert_eq!(report["machine"]["gpu"], "unknown");
+    assert!(report["targets"].as_array().is_some_and(|targets| targets.len() == 6), "{report:#}");
     for name in RUN.iter().filter(|name| !name.starts_with("synth")) {
         let part = part(&report, name);
         assert_eq!(part["verdict"], "failed", "{part:#}");

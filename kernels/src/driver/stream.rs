@@ -90,6 +90,21 @@ impl Stream {
             .context(|| format!("copying {len} bytes from the GPU"))
     }
 
+    /// Queues a copy of `len` bytes from one place on the GPU to another.
+    ///
+    /// # Safety
+    /// Both are addresses in [`Memory`](super::Memory) with so many bytes, which do not overlap; until the copy has happened
+    /// nothing unordered writes to either, or reads those at `to`.
+    pub unsafe fn copy(&self, to: u64, from: u64, len: usize) -> Result<()> {
+        if len == 0 {
+            return Ok(());
+        }
+        // SAFETY: the caller's promise.
+        unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, len, self.stream) }
+            .result()
+            .context(|| format!("copying {len} bytes on the GPU"))
+    }
+
     /// Makes all that is queued here later wait until `event` has happened, as it was last recorded. Does not wait itself.
     pub fn wait(&self, event: &Event) -> Result<()> {
         // SAFETY: both exist.

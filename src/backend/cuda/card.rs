@@ -1,7 +1,8 @@
 //! A GPU that is ready: its kernels loaded, and how much of its memory that took. The only place that launches.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use layerstream_kernels::driver::{self, ErrorKind, Function, Gpu, Module, Stream};
 use layerstream_kernels::launch::Launch;
@@ -206,28 +207,87 @@ pub fn failed(error: driver::Error) -> Error {
     Error::Device(format!("{error}{advice}"))
 }
 
-/// A GPU with its kernels.
+/// A GPU with its kernels, as one model or plan sees it.
 pub struct Card {
-    functions: HashMap<&'static str, Function>,
-    name: String,
-    /// Bytes of its memory that are in use when this is made.
-    taken: u64,
+    kernels: Arc<Kernels>,
+    /// Bytes of its memory that were free when this was opened.
     free: u64,
     pub gpu: Gpu,
 }
 
+/// What is loaded once for all that use a GPU at the same time: that takes longer than a small model.
+struct Kernels {
+    functions: HashMap<&'static str, Function>,
+    name: String,
+    /// Bytes of the GPU's memory that the context and the kernels took.
+    taken: u64,
+    gpu: Gpu,
+}
+
+/// Those that somebody uses, by the number of the GPU.
+static LOADED: Mutex<BTreeMap<u32, Weak<Kernels>>> = Mutex::new(BTreeMap::new());
+
 impl fmt::Debug for Card {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.name)
+        f.write_str(&self.kernels.name)
     }
 }
 
 impl Card {
-    /// Opens GPU `number` and loads the kernels.
+    /// Opens GPU `number` and loads the kernels, unless somebody in this process has them open already.
     ///
     /// # Errors
     /// [`Error::Device`]: no driver or one that is too old, no such GPU or one that is too old, no memory for the context.
     pub fn open(number: u32) -> Result<Card> {
+        // Held while they load, so that nobody else loads them again meanwhile.
+        let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+        let kernels = match loaded.get(&number).and_then(Weak::upgrade) {
+            Some(kernels) => kernels,
+            None => {
+                let kernels = Arc::new(Kernels::load(number)?);
+                loaded.insert(number, Arc::downgrade(&kernels));
+                kernels
+            }
+        };
+        drop(loaded);
+        let gpu = kernels.gpu.clone();
+        gpu.make_current().map_err(failed)?;
+        // Others may have taken or freed some since.
+        let (free, _) = gpu.memory().map_err(failed)?;
+        Ok(Card { kernels, free: free as u64, gpu })
+    }
+
+    /// What to call it.
+    pub fn name(&self) -> &str {
+        &self.kernels.name
+    }
+
+    /// Bytes of its memory that the context and the kernels take ([`Gpu::context_bytes`]).
+    pub fn context_bytes(&self) -> u64 {
+        self.kernels.taken
+    }
+
+    /// Bytes that are free beside it.
+    pub fn free_bytes(&self) -> u64 {
+        self.free
+    }
+
+    /// Queues a kernel.
+    ///
+    /// # Safety
+    /// `params` is the parameter struct of the kernel, and its addresses are valid for what the kernel does with them until
+    /// it has ended.
+    pub unsafe fn launch<P: Copy>(&self, stream: &Stream, launch: &Launch, params: &P) -> Result<()> {
+        let function = &self.kernels.functions[launch.kernel];
+        // SAFETY: a struct of params.h is plain data; padding is read as bytes that nobody interprets.
+        let bytes = unsafe { std::slice::from_raw_parts((&raw const *params).cast::<u8>(), size_of::<P>()) };
+        // SAFETY: the caller's promise.
+        unsafe { stream.launch(function, launch, bytes) }.map_err(failed)
+    }
+}
+
+impl Kernels {
+    fn load(number: u32) -> Result<Kernels> {
         let gpu = Gpu::open(number).map_err(failed)?;
         let arch = gpu.arch().map_err(failed)?;
         let name = format!("{} (cuda:{number}, sm_{arch})", gpu.name().map_err(failed)?);
@@ -250,35 +310,6 @@ impl Card {
             }
         }
         let taken = gpu.context_bytes().map_err(failed)?;
-        let (free, _) = gpu.memory().map_err(failed)?;
-        Ok(Card { functions, name, taken, free: free as u64, gpu })
-    }
-
-    /// What to call it.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// Bytes of its memory that the context and the kernels take ([`Gpu::context_bytes`]).
-    pub fn context_bytes(&self) -> u64 {
-        self.taken
-    }
-
-    /// Bytes that are free beside it.
-    pub fn free_bytes(&self) -> u64 {
-        self.free
-    }
-
-    /// Queues a kernel.
-    ///
-    /// # Safety
-    /// `params` is the parameter struct of the kernel, and its addresses are valid for what the kernel does with them until
-    /// it has ended.
-    pub unsafe fn launch<P: Copy>(&self, stream: &Stream, launch: &Launch, params: &P) -> Result<()> {
-        let function = &self.functions[launch.kernel];
-        // SAFETY: a struct of params.h is plain data; padding is read as bytes that nobody interprets.
-        let bytes = unsafe { std::slice::from_raw_parts((&raw const *params).cast::<u8>(), size_of::<P>()) };
-        // SAFETY: the caller's promise.
-        unsafe { stream.launch(function, launch, bytes) }.map_err(failed)
+        Ok(Kernels { functions, name, taken, gpu })
     }
 }

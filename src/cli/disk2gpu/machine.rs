@@ -145,13 +145,22 @@ fn block_device(device: u64, source: Option<&str>) -> Option<PathBuf> {
     whole.join("queue").is_dir().then_some(whole)
 }
 
-/// The commit of the work tree that this program lies in, if it lies in one: with `-dirty` if that has changes.
+/// The commit that this program was built from: as whoever built it said (`LAYERSTREAM_COMMIT`), else that of the work tree
+/// that the program lies in, if it lies in one; with `-dirty` if that had changes.
 pub fn commit() -> Option<String> {
-    let program = std::env::current_exe().ok()?;
-    let mut git = Command::new("git");
-    let output = git.arg("-C").arg(program.parent()?).args(["describe", "--always", "--dirty", "--exclude=*"]);
-    let output = output.output().ok().filter(|output| output.status.success())?;
-    Some(String::from_utf8_lossy(&output.stdout).trim().to_string()).filter(|commit| !commit.is_empty())
+    commit_of(option_env!("LAYERSTREAM_COMMIT"), std::env::current_exe().ok()?.parent()?)
+}
+
+/// A program that was told when it was built may lie in anybody's work tree, even if what it was told is nothing.
+fn commit_of(told: Option<&str>, directory: &Path) -> Option<String> {
+    let described = || {
+        let mut git = Command::new("git");
+        let output = git.arg("-C").arg(directory).args(["describe", "--always", "--dirty", "--exclude=*"]);
+        let output = output.output().ok().filter(|output| output.status.success())?;
+        Some(String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let commit = told.map_or_else(described, |told| Some(told.into()))?;
+    Some(commit.trim().to_string()).filter(|commit| !commit.is_empty())
 }
 
 pub fn text(path: impl AsRef<Path>) -> Option<String> {
@@ -180,6 +189,22 @@ mod tests {
         assert_eq!(mount("/mnt/a b/c"), ("btrfs".into(), "/dev/nvme0n1p2".into()));
         assert_eq!(mount("/mnt/x").0, "tmpfs");
         assert_eq!(mount("/mntx").0, "ext4");
+    }
+
+    #[test]
+    fn a_program_that_was_told_its_commit_does_not_ask_where_it_lies() {
+        let repository = tempfile::tempdir().unwrap();
+        let git = |arguments: &[&str]| {
+            let name = ["-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"];
+            let output = Command::new("git").arg("-C").arg(repository.path()).args(name).args(arguments).output();
+            assert!(output.unwrap().status.success(), "git {arguments:?}");
+        };
+        assert_eq!(commit_of(None, repository.path()), None);
+        git(&["init", "--quiet"]);
+        git(&["commit", "--quiet", "--allow-empty", "--message=x"]);
+        assert!(commit_of(None, repository.path()).is_some_and(|commit| commit.len() >= 7));
+        assert_eq!(commit_of(Some("abc1234-dirty\n"), repository.path()).as_deref(), Some("abc1234-dirty"));
+        assert_eq!(commit_of(Some(""), repository.path()), None);
     }
 
     #[test]

@@ -23,6 +23,7 @@ pub struct Report {
     /// Launches that ran, by kernel.
     pub launches: BTreeMap<String, u64>,
     pub allocations: u64,
+    pub modules: u64,
     pub operations: u64,
 }
 
@@ -41,7 +42,8 @@ impl Report {
     /// * `misuse`: what ended the program, or null;
     /// * `peak_vram`: bytes, the largest of all cards; `peak_pinned`: bytes of page-locked memory;
     /// * `host_to_device`, `device_to_host`, `device_to_device`: `count` and `bytes` of the copies that ran;
-    /// * `launches`: how many of each kernel; `allocations` of device memory; `operations`: all that ran.
+    /// * `launches`: how many of each kernel; `allocations` of device memory; `modules` that were loaded;
+    ///   `operations`: all that ran.
     pub fn write(&self, path: &Path, misuse: Option<&str>) {
         let copies = |copies: &Copies| json!({ "count": copies.count, "bytes": copies.bytes });
         let launches: Map<String, Value> = self.launches.iter().map(|(k, n)| (k.clone(), json!(n))).collect();
@@ -54,6 +56,7 @@ impl Report {
             "device_to_device": copies(&self.device_to_device),
             "launches": launches,
             "allocations": self.allocations,
+            "modules": self.modules,
             "operations": self.operations,
         });
         if let Err(e) = std::fs::write(path, format!("{report:#}\n")) {

@@ -44,6 +44,7 @@ pub unsafe extern "C" fn cuModuleLoadData(out: *mut usize, image: *const c_void)
         }
         let handle = sim.handle();
         sim.modules.insert(handle, Module { device, used: BTreeMap::new() });
+        sim.report.modules += 1;
         // SAFETY: the caller's promise.
         unsafe { put(out, handle) }
     })
