@@ -126,7 +126,7 @@ impl Engine {
         assert!(taken.ring_bytes + taken.resident_bytes <= plan.memory.ring + plan.memory.host, "the plan counts all");
         let experts = match plan.experts.tiles.is_empty() {
             true => None,
-            false => Some(stream_experts(source, &plan, disk, &taken)?),
+            false => Some(stream_experts(source, &plan, disk, &taken, recorder.clone())?),
         };
         let backend: Box<dyn Backend> = match &processor {
             Processor::Cpu { .. } => {
@@ -316,11 +316,18 @@ impl Engine {
 }
 
 /// Experts are read as the conveyor reads, with what was measured for it.
-fn stream_experts(source: &Source, plan: &Plan, disk: &DiskOptions, conveyor: &StreamStats) -> Result<Experts> {
+fn stream_experts(
+    source: &Source,
+    plan: &Plan,
+    disk: &DiskOptions,
+    conveyor: &StreamStats,
+    recorder: Recorder,
+) -> Result<Experts> {
     let tile = |tile: &ExpertTile| DemandTile { spans: tile.spans.clone(), layer: tile.layer, expert: tile.expert };
     let tiles: Vec<_> = plan.experts.tiles.iter().map(tile).collect();
     let (chunk_bytes, depth) = (Some(conveyor.chunk_bytes), conveyor.drives.first().map(|drive| drive.depth));
-    let experts = Experts::start(source, &tiles, plan.memory.experts, &DiskOptions { chunk_bytes, depth, ..*disk })?;
+    let options = DiskOptions { chunk_bytes, depth, ..*disk };
+    let experts = Experts::start_recorded(source, &tiles, plan.memory.experts, &options, recorder)?;
     assert!(experts.stats().memory_bytes <= plan.memory.experts, "the plan counts all");
     Ok(experts)
 }
