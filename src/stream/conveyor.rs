@@ -336,6 +336,21 @@ impl Deref for Tile {
     }
 }
 
+#[cfg(any(test, feature = "cuda"))]
+impl Tile {
+    /// Which of the tiles it is, in the order of a pass.
+    pub(crate) fn index(&self) -> usize {
+        self.index
+    }
+
+    /// Gives the tile back as if it had not been taken, after a pass that was not completed: after
+    /// [`rewind`](Conveyor::rewind), which has to follow, it comes again, even if it was to stay with its consumer.
+    pub(crate) fn give_back_unused(mut self) {
+        let region = self.region.take().expect("is there until dropped");
+        self.shared.lock().schedule.give_back_unused(self.index, region);
+    }
+}
+
 impl Drop for Tile {
     fn drop(&mut self) {
         if let Some(region) = self.region.take() {

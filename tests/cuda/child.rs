@@ -1,5 +1,6 @@
 //! What a process with the simulated driver does: the jobs that the environment names, one after the other.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::Duration;
 
@@ -141,7 +142,12 @@ fn attempt(job: &Job, outcome: &mut Outcome) -> layerstream::Result<()> {
     outcome.device = model.processor().to_string();
     for time in 0..job.times.max(1) {
         let watch = job.stop_at.filter(|_| time == 0).map(|bytes| watch(&model, bytes));
-        let result = once(&mut model, job);
+        // A panic in mid pass, which a test may plant, ends the job with the model dropped as it is.
+        let result = catch_unwind(AssertUnwindSafe(|| once(&mut model, job)));
+        let Ok(result) = result else {
+            outcome.errors.push("a panic".into());
+            return Ok(());
+        };
         if let Some(watch) = watch {
             watch.join().unwrap();
             model.stop_flag().clear();
