@@ -59,8 +59,9 @@ pub struct Outcome {
     pub device: String,
     pub vram: u64,
     pub vram_floor: u64,
-    /// Bytes of the GPU that the context takes.
+    /// Bytes of the GPU that the context takes, and all that is in use of it because of us.
     pub context: u64,
+    pub vram_taken: Option<u64>,
     pub ram_floor: u64,
     /// Tiles on the GPU, in memory, on disk.
     pub tiers: [usize; 3],
@@ -131,6 +132,7 @@ fn attempt(job: &Job, outcome: &mut Outcome) -> layerstream::Result<()> {
         outcome.kv_on_gpu = gpu.layout.kv_resident;
         assert!(gpu.total() <= gpu.vram);
     }
+    outcome.vram_taken = model.vram_taken();
     (outcome.ram_floor, outcome.rows) = (plan.floor, plan.rows);
     for tile in &plan.tiles {
         use layerstream::plan::Tier;
