@@ -289,6 +289,7 @@ mod device {
 
         // The files are copied: OUT_DIR then holds all that the crate needs, and nothing stale.
         let out = PathBuf::from(var("OUT_DIR"));
+        fs::write(out.join("toolkit.rs"), format!("{:?}", nvcc::release(&version))).expect("OUT_DIR can be written");
         let mut table = String::from("&[\n");
         for (source, fatbin) in sources.iter().zip(&fatbins) {
             let name = source.file_stem().and_then(|s| s.to_str()).expect("a UTF-8 file name");

@@ -100,6 +100,8 @@ pub struct Engine {
     progress: Progress,
     passes: u64,
     processor: Processor,
+    /// By the driver's count, when all memory had been taken.
+    vram_taken: Option<u64>,
     recorder: Recorder,
 }
 
@@ -126,7 +128,7 @@ impl Engine {
         assert!(taken.ring_bytes + taken.resident_bytes <= plan.memory.ring + plan.memory.host, "the plan counts all");
         let experts = match plan.experts.tiles.is_empty() {
             true => None,
-            false => Some(stream_experts(source, &plan, disk, &taken)?),
+            false => Some(stream_experts(source, &plan, disk, &taken, recorder.clone())?),
         };
         let backend: Box<dyn Backend> = match &processor {
             Processor::Cpu { .. } => {
@@ -141,6 +143,18 @@ impl Engine {
                 Box::new(CudaBackend::new(card, program, &plan, &gather, &memory, recorder.clone())?)
             }
         };
+        // The plan counts what it allocates and what the context took at first. What the driver takes for streams, events and
+        // the page tables of page-locked memory comes after it, and only the driver knows how much that is.
+        let vram_taken = processor.vram_taken();
+        if let (Some(taken), Some(gpu)) = (vram_taken, &plan.gpu)
+            && taken > gpu.vram
+        {
+            let (mib, over) = (gpu.vram >> 20, (taken - gpu.vram).div_ceil(1 << 20));
+            tracing::warn!(
+                "the GPU has {over} MiB more of this process, or of others since, than the budget of {mib} MiB: give less \
+                 (--vram)"
+            );
+        }
         Ok(Engine {
             program,
             plan,
@@ -150,6 +164,7 @@ impl Engine {
             chosen: Vec::new(),
             gather,
             processor,
+            vram_taken,
             stop: StopFlag::default(),
             progress: Progress::default(),
             passes: 0,
@@ -178,6 +193,11 @@ impl Engine {
     /// What computes.
     pub fn processor(&self) -> &Processor {
         &self.processor
+    }
+
+    /// Bytes of the GPU's memory that were in use because of this process when all had been taken ([`Processor::vram_taken`]).
+    pub fn vram_taken(&self) -> Option<u64> {
+        self.vram_taken
     }
 
     /// The flag that ends a running pass early.
@@ -316,11 +336,18 @@ impl Engine {
 }
 
 /// Experts are read as the conveyor reads, with what was measured for it.
-fn stream_experts(source: &Source, plan: &Plan, disk: &DiskOptions, conveyor: &StreamStats) -> Result<Experts> {
+fn stream_experts(
+    source: &Source,
+    plan: &Plan,
+    disk: &DiskOptions,
+    conveyor: &StreamStats,
+    recorder: Recorder,
+) -> Result<Experts> {
     let tile = |tile: &ExpertTile| DemandTile { spans: tile.spans.clone(), layer: tile.layer, expert: tile.expert };
     let tiles: Vec<_> = plan.experts.tiles.iter().map(tile).collect();
     let (chunk_bytes, depth) = (Some(conveyor.chunk_bytes), conveyor.drives.first().map(|drive| drive.depth));
-    let experts = Experts::start(source, &tiles, plan.memory.experts, &DiskOptions { chunk_bytes, depth, ..*disk })?;
+    let options = DiskOptions { chunk_bytes, depth, ..*disk };
+    let experts = Experts::start_recorded(source, &tiles, plan.memory.experts, &options, recorder)?;
     assert!(experts.stats().memory_bytes <= plan.memory.experts, "the plan counts all");
     Ok(experts)
 }

@@ -218,6 +218,12 @@ impl Model {
         self.engine.processor()
     }
 
+    /// Bytes of the GPU's memory that were in use because of this process when the model had been opened, by the driver's count,
+    /// to be compared with the plan's. `None` without a GPU or without NVML, and for a GPU that this process used before.
+    pub fn vram_taken(&self) -> Option<u64> {
+        self.engine.vram_taken()
+    }
+
     /// The files and tensors it was opened from.
     pub fn checkpoint(&self) -> &Checkpoint {
         &self.checkpoint

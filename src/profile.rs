@@ -48,6 +48,13 @@ struct Shared {
     state: Mutex<State>,
 }
 
+/// Whose bytes a read brings: a tile's, by its number in the pass, or an expert's tile's, by its number among those.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Whose {
+    Tile(u64),
+    Expert(u64),
+}
+
 /// Where a span is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Lane {
@@ -87,13 +94,14 @@ struct Label {
 #[derive(Default)]
 struct State {
     labels: Vec<Label>,
-    /// The step that uses each tile.
+    /// The step that uses each tile, and each tile of an expert.
     tiles: Vec<u32>,
+    expert_tiles: Vec<u32>,
     /// For each label.
     sums: Vec<Sum>,
     disk: Disk,
-    /// Reads in flight, by the lane they are shown in: file, offset, when they began, tile.
-    reads: Vec<Option<(usize, u64, u64, u64)>>,
+    /// Reads in flight, by the lane they are shown in: file and offset, when they began, and whose bytes they bring.
+    reads: Vec<Option<(usize, u64, u64, Whose)>>,
     in_flight: usize,
     /// When the first of those in flight began.
     disk_since: u64,
@@ -153,6 +161,12 @@ impl Recorder {
             }
             state.tiles.push(known.1);
         }
+        let of_layer = |layer: usize| {
+            let runs = |step: &Step| matches!(step, Step::Experts(experts) if experts.layer == layer);
+            program.steps.iter().position(runs).unwrap_or(0) as u32
+        };
+        let layers: Vec<u32> = (0..program.experts.len()).map(of_layer).collect();
+        state.expert_tiles = plan.experts.tiles.iter().map(|tile| layers[tile.layer]).collect();
     }
 
     /// Nanoseconds since the recorder was made; 0 if it is off.
@@ -172,25 +186,26 @@ impl Recorder {
         self.0.as_ref().map_or(0, |shared| shared.step.load(Ordering::Relaxed))
     }
 
-    /// A read for tile `tile` is handed to a drive.
-    pub(crate) fn read_started(&self, tile: u64, file: usize, offset: u64) {
+    /// A read is handed to a drive.
+    pub(crate) fn read_started(&self, whose: Whose, file: usize, offset: u64) {
         let now = self.now();
         let Some(mut state) = self.lock() else { return };
         if state.in_flight == 0 {
             state.disk_since = now;
         }
         if let Some(free) = state.reads.iter().position(Option::is_none) {
-            state.reads[free] = Some((file, offset, now, tile));
+            state.reads[free] = Some((file, offset, now, whose));
             state.in_flight += 1;
         }
     }
 
     /// That read has brought its bytes.
-    pub(crate) fn read_landed(&self, file: usize, offset: u64, bytes: u64) {
+    pub(crate) fn read_landed(&self, whose: Whose, file: usize, offset: u64, bytes: u64) {
         let now = self.now();
         let Some(mut state) = self.lock() else { return };
-        let found = state.reads.iter().position(|read| matches!(read, Some((f, o, ..)) if (*f, *o) == (file, offset)));
-        let Some((lane, (.., start, tile))) = found.and_then(|at| Some((at, state.reads[at].take()?))) else { return };
+        let is_it = |read: &Option<(usize, u64, u64, Whose)>| matches!(read, Some((f, o, _, w)) if (*f, *o, *w) == (file, offset, whose));
+        let found = state.reads.iter().position(is_it);
+        let Some((lane, (.., start, _))) = found.and_then(|at| Some((at, state.reads[at].take()?))) else { return };
         state.in_flight -= 1;
         if state.in_flight == 0 {
             state.disk.busy += now - state.disk_since;
@@ -198,7 +213,11 @@ impl Recorder {
         state.disk.reads += 1;
         state.disk.bytes += bytes;
         state.disk.latency += now - start;
-        let step = state.tiles.get(tile as usize).copied().unwrap_or(0);
+        let step = match whose {
+            Whose::Tile(tile) => state.tiles.get(tile as usize),
+            Whose::Expert(tile) => state.expert_tiles.get(tile as usize),
+        };
+        let step = step.copied().unwrap_or(0);
         state.keep(Span { start, end: now, bytes, step, lane: Lane::Disk(lane as u16) });
     }
 

@@ -163,10 +163,30 @@ fn of_a_mixture_of_experts() {
         let line = text.lines().find(|line| line.contains("from memory")).unwrap_or_else(|| panic!("{text}"));
         assert!(line.starts_with("experts") && line.ends_with("read"), "{line}");
     };
+    // Every byte that was read of experts is in the timeline, under the step that asked for it.
+    let traced = |device: &str, more: &dyn Fn(&mut Command)| {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("trace.json");
+        let mut command =
+            layerstream(&["generate", MIXTURE, "--ids", "1,2,3", "--max-new-tokens", "3", "--ignore-eos", "--json"]);
+        more(command.args(["--device", device, "--trace"]).arg(&file));
+        let said: Value = serde_json::from_slice(&succeed(&mut command).stdout).unwrap();
+        let (_, lanes) = check(&std::fs::read(&file).unwrap());
+        let reads = lanes.iter().filter(|(name, _)| name.starts_with("disk")).flat_map(|(_, spans)| spans);
+        let of_experts = reads.filter(|(.., span)| span["name"] == "experts");
+        let bytes: u64 = of_experts.map(|(.., span)| span["args"]["bytes"].as_u64().unwrap()).sum();
+        let read = said["experts"]["bytes_read"].as_u64().unwrap();
+        assert!(read > 0 && bytes == read, "{device}: {bytes} bytes of experts in the timeline, {read} were read");
+    };
     has_experts(&profile("cpu", &|_| {}));
+    traced("cpu", &|_| {});
     #[cfg(feature = "cuda")]
-    has_experts(&profile("cuda:0", &|command| {
-        command.env("LD_LIBRARY_PATH", layerstream_cudasim::directory().unwrap());
-        command.env("LAYERSTREAM_SIM_VRAM", "268435456");
-    }));
+    {
+        let simulated = |command: &mut Command| {
+            command.env("LD_LIBRARY_PATH", layerstream_cudasim::directory().unwrap());
+            command.env("LAYERSTREAM_SIM_VRAM", "268435456");
+        };
+        has_experts(&profile("cuda:0", &simulated));
+        traced("cuda:0", &simulated);
+    }
 }

@@ -45,6 +45,10 @@ pub fn fatbins() -> impl Iterator<Item = (&'static str, &'static [u8])> {
     TABLE.iter().map(|(name, bytes, _)| (*name, &bytes.0))
 }
 
+/// The version of CUDA whose nvcc compiled them, such as (13, 0); `None` if it did not say.
+#[cfg(feature = "device")]
+pub const TOOLKIT: Option<(u32, u32)> = include!(concat!(env!("OUT_DIR"), "/toolkit.rs"));
+
 /// What ptxas says that the kernels of each file take on each target (`-Xptxas -v`).
 #[cfg(feature = "device")]
 pub fn ptxas() -> impl Iterator<Item = (&'static str, &'static str)> {

@@ -40,9 +40,30 @@ pub fn command(nvcc: &Path, archs: &[u32], source: &Path, lines: bool) -> Comman
     command
 }
 
+/// The version of CUDA that `nvcc --version` says it is of, such as (13, 0).
+pub fn release(said: &str) -> Option<(u32, u32)> {
+    let (_, version) = said.split_once("release ")?;
+    let (major, minor) = version.split(',').next()?.split_once('.')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
+}
+
 /// Splits what nvcc says into the facts that `-Xptxas -v` asks for and the rest, which somebody should read.
 pub fn facts_and_rest(said: &str) -> (String, String) {
     let is_fact = |line: &&str| line.starts_with("ptxas info") || line.contains(" bytes stack frame, ");
     let (facts, rest): (Vec<&str>, Vec<&str>) = said.lines().partition(is_fact);
     (facts.join("\n"), rest.join("\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::release;
+
+    #[test]
+    fn the_version_of_nvcc_is_read() {
+        let said = "nvcc: NVIDIA (R) Cuda compiler driver\nCuda compilation tools, release 13.0, V13.0.88\nBuild x/y\n";
+        assert_eq!(release(said), Some((13, 0)));
+        assert_eq!(release("Cuda compilation tools, release 12.10, V12.10.1"), Some((12, 10)));
+        assert_eq!(release(""), None);
+        assert_eq!(release("release of something else"), None);
+    }
 }

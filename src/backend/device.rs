@@ -108,6 +108,16 @@ impl Processor {
         }
     }
 
+    /// Bytes of the GPU's memory that this process has taken so far, by the driver's count, if that can be known: all that
+    /// came into use since the GPU was opened, by others too. `None` for the processor.
+    pub fn vram_taken(&self) -> Option<u64> {
+        match self {
+            Processor::Cpu { .. } => None,
+            #[cfg(feature = "cuda")]
+            Processor::Cuda { card, .. } => card.gpu.bytes_since_opened(),
+        }
+    }
+
     /// How fast the GPU that this plan was made for is fed and reads its own memory, in bytes per second; `None` for the
     /// processor.
     ///

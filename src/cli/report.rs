@@ -51,6 +51,8 @@ pub struct Costs {
     model: String,
     device: String,
     vram_bytes: Option<u64>,
+    /// The same by the driver's count, when the model had been opened; what others took in that time is in it.
+    vram_measured_bytes: Option<u64>,
     #[serde(skip)]
     processor: String,
     #[serde(skip)]
@@ -135,6 +137,7 @@ impl Costs {
             model: path.display().to_string(),
             device: model.processor().to_string(),
             vram_bytes: model.plan().gpu.as_ref().map(|gpu| gpu.total()),
+            vram_measured_bytes: model.vram_taken(),
             processor: model.processor().describe(),
             tokens: (stats.prompt_tokens, stats.new_tokens),
         }
@@ -163,7 +166,8 @@ impl Costs {
             .row("memory", format!("peak {}, budget {}", memory(self.peak_rss_bytes), memory(self.ram_bytes)))
             .row("device", &self.processor);
         if let Some(bytes) = self.vram_bytes {
-            table.row("GPU memory", memory(bytes));
+            let measured = self.vram_measured_bytes.map(|bytes| format!(", {} by the driver's count", memory(bytes)));
+            table.row("GPU memory", memory(bytes) + &measured.unwrap_or_default());
         }
         table
     }

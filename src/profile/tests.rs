@@ -13,6 +13,7 @@ fn recorder() -> Recorder {
     state.labels = vec![label("multiply", Some(0)), label("attend", Some(0)), label("multiply", None)];
     state.sums = vec![Sum::default(); 3];
     state.tiles = vec![0, 2];
+    state.expert_tiles = vec![1];
     drop(state);
     recorder
 }
@@ -52,22 +53,28 @@ fn a_pass_that_was_given_up_counts_up_to_its_last_step() {
 #[test]
 fn reads_that_overlap_are_shown_in_lanes_of_their_own() {
     let recorder = recorder();
+    let (tile, other, expert) = (Whose::Tile(0), Whose::Tile(1), Whose::Expert(0));
     for offset in 0..3 {
-        recorder.read_started(0, 0, offset);
+        recorder.read_started(tile, 0, offset);
     }
-    recorder.read_landed(0, 1, 10);
-    recorder.read_started(1, 0, 9);
-    for offset in [0, 2, 9] {
-        recorder.read_landed(0, offset, 10);
+    recorder.read_landed(tile, 0, 1, 10);
+    // Runs that begin in the same block: whose each is decides.
+    recorder.read_started(other, 0, 9);
+    recorder.read_started(expert, 0, 9);
+    recorder.read_landed(expert, 0, 9, 10);
+    recorder.read_landed(other, 0, 9, 10);
+    for offset in [0, 2] {
+        recorder.read_landed(tile, 0, offset, 10);
     }
     // One that was never begun is not counted.
-    recorder.read_landed(7, 7, 10);
+    recorder.read_landed(tile, 7, 7, 10);
     let report = recorder.report().unwrap();
-    assert_eq!((report.disk.reads, report.disk.bytes), (4, 40));
+    assert_eq!((report.disk.reads, report.disk.bytes), (5, 50));
     assert!(report.disk.in_flight() >= 1.0, "{:?}", report.disk);
     let state = recorder.lock().unwrap();
-    let lanes: Vec<_> = state.timeline.iter().map(|span| span.lane).collect();
-    assert_eq!(lanes, [Lane::Disk(1), Lane::Disk(0), Lane::Disk(2), Lane::Disk(1)]);
+    let lanes: Vec<_> = state.timeline.iter().map(|span| (span.lane, span.step)).collect();
+    let [first, second, third, fourth] = [0, 1, 2, 3].map(Lane::Disk);
+    assert_eq!(lanes, [(second, 0), (fourth, 1), (second, 2), (first, 0), (third, 0)]);
 }
 
 #[test]
@@ -91,7 +98,7 @@ fn a_timeline_has_an_end_and_says_what_it_left_out() {
 fn off_is_off() {
     let recorder = Recorder::default();
     recorder.begin_pass(0);
-    recorder.read_started(0, 0, 0);
+    recorder.read_started(Whose::Tile(0), 0, 0);
     recorder.ran(0, 1);
     assert!(recorder.report().is_none() && recorder.now() == 0 && !recorder.is_on());
 }

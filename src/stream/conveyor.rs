@@ -12,7 +12,7 @@ use crate::checkpoint::Span;
 use crate::disk::memory::{Mapping, Region};
 use crate::disk::{self, Checker, DEFAULT_CHUNK, DEFAULT_DEPTH, DiskOptions, Drive, Geometry, Read, Source};
 use crate::error::{Error, Result};
-use crate::profile::Recorder;
+use crate::profile::{Recorder, Whose};
 
 /// Below this many bytes a measurement costs more than it can bring.
 const WORTH_TUNING: u64 = 2 << 30;
@@ -141,7 +141,7 @@ impl Conveyor {
         let check = Checker::of(source).map(|checker| (tiles.iter().map(|tile| tile.span).collect(), checker));
         let mut conveyor = Conveyor { shared, memory, threads: Vec::new(), check };
         for (index, (drive, depth)) in drives.into_iter().zip(depths).enumerate() {
-            conveyor.threads.extend(worker::launch(&conveyor.shared, index, &drive, depth, &buffer, &wrap)?);
+            conveyor.threads.extend(worker::launch(&conveyor.shared, index, &drive, depth, Some(&buffer), &wrap)?);
         }
         Ok(conveyor)
     }
@@ -279,7 +279,7 @@ impl Feed for Shared {
             let read = if state.paused { None } else { state.schedule.next_read() };
             if let Some(read) = read {
                 state.in_flight += 1;
-                self.recorder.read_started(read.token, read.file, read.offset);
+                self.recorder.read_started(Whose::Tile(read.token), read.file, read.offset);
                 return Some(read);
             }
             if !wait_for_room {
@@ -292,7 +292,7 @@ impl Feed for Shared {
     }
 
     fn landed(&self, drive: usize, read: Read, bytes: usize) {
-        self.recorder.read_landed(read.file, read.offset, bytes as u64);
+        self.recorder.read_landed(Whose::Tile(read.token), read.file, read.offset, bytes as u64);
         let mut state = self.lock();
         state.stats.bytes_read += bytes as u64;
         state.stats.drives[drive].bytes_read += bytes as u64;
@@ -333,6 +333,21 @@ impl Deref for Tile {
 
     fn deref(&self) -> &[u8] {
         &self.region.as_ref().expect("is there until dropped")[self.span.clone()]
+    }
+}
+
+#[cfg(any(test, feature = "cuda"))]
+impl Tile {
+    /// Which of the tiles it is, in the order of a pass.
+    pub(crate) fn index(&self) -> usize {
+        self.index
+    }
+
+    /// Gives the tile back as if it had not been taken, after a pass that was not completed: after
+    /// [`rewind`](Conveyor::rewind), which has to follow, it comes again, even if it was to stay with its consumer.
+    pub(crate) fn give_back_unused(mut self) {
+        let region = self.region.take().expect("is there until dropped");
+        self.shared.lock().schedule.give_back_unused(self.index, region);
     }
 }
 

@@ -13,6 +13,7 @@ use super::{DemandStats, DemandTile};
 use crate::disk::memory::{HUGE_PAGE, Mapping};
 use crate::disk::{self, Checker, DEFAULT_CHUNK, DEFAULT_DEPTH, DiskOptions, Geometry, Read, Source};
 use crate::error::{Error, Result};
+use crate::profile::{Recorder, Whose};
 
 /// Reads the tiles of experts when they are asked for, and keeps them while their memory is not needed for others.
 ///
@@ -34,6 +35,7 @@ struct Shared {
     work: Condvar,
     /// For the consumer: its tile is complete, or a read has failed.
     ready: Condvar,
+    recorder: Recorder,
 }
 
 struct State {
@@ -56,14 +58,41 @@ impl Experts {
     /// # Errors
     /// As [`Conveyor::start`](super::Conveyor::start); the memory must hold at least two tiles.
     pub fn start(source: &Source, tiles: &[DemandTile], bytes: usize, options: &DiskOptions) -> Result<Experts> {
-        Experts::start_wrapped(source, tiles, bytes, options, &(Arc::new(|reader| reader) as Arc<Wrap>))
+        Experts::start_recorded(source, tiles, bytes, options, Recorder::default())
     }
 
+    /// As [`Experts::start`]; `recorder` is told of every read.
+    ///
+    /// # Errors
+    /// As [`Experts::start`].
+    pub fn start_recorded(
+        source: &Source,
+        tiles: &[DemandTile],
+        bytes: usize,
+        options: &DiskOptions,
+        recorder: Recorder,
+    ) -> Result<Experts> {
+        Experts::open(source, tiles, bytes, options, recorder, &(Arc::new(|reader| reader) as Arc<Wrap>))
+    }
+
+    /// As [`Experts::start`], with every reader inside what `wrap` makes of it.
+    #[cfg(test)]
     pub(super) fn start_wrapped(
         source: &Source,
         tiles: &[DemandTile],
         bytes: usize,
         options: &DiskOptions,
+        wrap: &Arc<Wrap>,
+    ) -> Result<Experts> {
+        Experts::open(source, tiles, bytes, options, Recorder::default(), wrap)
+    }
+
+    fn open(
+        source: &Source,
+        tiles: &[DemandTile],
+        bytes: usize,
+        options: &DiskOptions,
+        recorder: Recorder,
         wrap: &Arc<Wrap>,
     ) -> Result<Experts> {
         options.check()?;
@@ -84,9 +113,11 @@ impl Experts {
             return Err(Error::Budget(format!("{bytes} {message} {floor} bytes are needed")));
         }
         let drives = disk::open_drives(source, &geometry, options)?;
-        // Pages come with the first use: preparing a large cache would delay the first read.
+        // Pages come with the first use: preparing a large cache would delay the first read. For the same reason it is not
+        // registered with the kernel, which saves a little of each read and costs every page of it before the first.
         let memory = Mapping::map(bytes, false)?;
-        let buffer = Arc::clone(memory.mapping());
+        #[cfg(feature = "cuda")]
+        let mapping = Arc::clone(memory.mapping());
         let chunk = options.chunk_bytes.unwrap_or(DEFAULT_CHUNK).next_multiple_of(align);
         let depth = options.depth.unwrap_or(DEFAULT_DEPTH);
         let stats = DemandStats {
@@ -103,16 +134,17 @@ impl Experts {
         };
         let cache = Cache::new(tiles, memory, block, chunk, align);
         let state = State { cache, stopped: false, failure: None, stats };
-        let shared = Arc::new(Shared { state: Mutex::new(state), work: Condvar::new(), ready: Condvar::new() });
+        let (work, ready) = (Condvar::new(), Condvar::new());
+        let shared = Arc::new(Shared { state: Mutex::new(state), work, ready, recorder });
         let mut experts = Experts {
             shared,
             threads: Vec::new(),
             check: Checker::of(source).map(|checker| (tiles.to_vec(), checker)),
             #[cfg(feature = "cuda")]
-            memory: Arc::clone(&buffer),
+            memory: mapping,
         };
         for (index, drive) in drives.iter().enumerate() {
-            experts.threads.extend(worker::launch(&experts.shared, index, drive, depth, &buffer, wrap)?);
+            experts.threads.extend(worker::launch(&experts.shared, index, drive, depth, None, wrap)?);
         }
         Ok(experts)
     }
@@ -250,12 +282,17 @@ impl Feed for Shared {
             }
             match state.cache.next_read() {
                 None if wait_for_room => state = wait(&self.work, state),
-                read => return read,
+                None => return None,
+                Some(read) => {
+                    self.recorder.read_started(Whose::Expert(read.token), read.file, read.offset);
+                    return Some(read);
+                }
             }
         }
     }
 
     fn landed(&self, drive: usize, read: Read, bytes: usize) {
+        self.recorder.read_landed(Whose::Expert(read.token), read.file, read.offset, bytes as u64);
         let mut state = self.lock();
         state.stats.bytes_read += bytes as u64;
         state.stats.drives[drive].bytes_read += bytes as u64;

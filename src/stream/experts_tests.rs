@@ -192,6 +192,8 @@ fn a_request_is_read_at_once_and_kept() {
         read(&stream, 5 << 16);
         let stats = stream.stats();
         assert_eq!((stats.bytes_used, stats.bytes_hit), (7 << 16, 2 << 16));
+        // Registering the memory would bring every page of it into being before the first read.
+        assert!(stats.drives.iter().all(|drive| !drive.registered));
     }
 }
 

@@ -45,6 +45,8 @@ pub(super) struct Schedule {
     align: usize,
     head: u64,
     cursor: u64,
+    /// A tile was given back as if it had not been taken, so that it has to come again.
+    again: bool,
 }
 
 /// A whole tile, to be given back to the schedule that lent it.
@@ -65,7 +67,8 @@ impl Schedule {
             let (file, len) = (tile.span.file.0 as usize, tile.span.len as usize);
             Entry { file, run, len, tier: tile.tier, stage }
         };
-        Schedule { tiles: tiles.iter().map(entry).collect(), ring: Ring::new(ring), chunk, align, head: 0, cursor: 0 }
+        let tiles = tiles.iter().map(entry).collect();
+        Schedule { tiles, ring: Ring::new(ring), chunk, align, head: 0, cursor: 0, again: false }
     }
 
     /// The next chunk to read; `None` until the consumer gives a tile back.
@@ -125,9 +128,9 @@ impl Schedule {
         matches!(self.tiles[self.head_index()].stage, Stage::Ready(_))
     }
 
-    /// Whether the consumer is about to take the first tile.
+    /// Whether the consumer is about to take the first tile, and all others after it.
     pub(super) fn at_start(&self) -> bool {
-        self.head_index() == 0
+        self.head_index() == 0 && !self.again
     }
 
     /// Whether the consumer still holds the tile at `head` from the pass before.
@@ -182,6 +185,18 @@ impl Schedule {
         self.cursor = self.cursor.max(self.head);
     }
 
+    /// Takes back what [`Schedule::take`] handed out to a consumer who has not looked at it, and who rewinds next: it comes
+    /// again, even if it was to stay with the consumer.
+    #[cfg(any(test, feature = "cuda"))]
+    pub(super) fn give_back_unused(&mut self, index: usize, region: Region) {
+        self.give_back(index, region);
+        let tile = &mut self.tiles[index];
+        if matches!(tile.stage, Stage::Gone) {
+            tile.stage = Stage::Absent;
+        }
+        self.again = true;
+    }
+
     /// Starts over at the first tile, keeping the resident tiles that are complete. No read may be in flight, and the
     /// consumer has given everything back.
     pub(super) fn rewind(&mut self) {
@@ -203,7 +218,7 @@ impl Schedule {
                 (Tier::Disk | Tier::Device, _) => self.ring.free(region),
             }
         }
-        (self.head, self.cursor) = (0, 0);
+        (self.head, self.cursor, self.again) = (0, 0, false);
         self.pass_over_gone();
         self.cursor = self.head;
     }

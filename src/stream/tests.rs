@@ -69,6 +69,40 @@ impl Fixture {
     }
 }
 
+/// A consumer who has a tile that is to stay with it, and could not keep it, says so when the pass is given up: it comes again,
+/// wherever in the pass that was, while the tiles that were kept do not.
+#[test]
+fn a_tile_given_back_unused_comes_again() {
+    let fixture = Fixture::new(&[900_000]);
+    let span = |i: u64| Span { file: FileId(0), offset: i * 70_001, len: 60_000 };
+    let tiers = [Tier::Device, Tier::Disk, Tier::Device, Tier::Host, Tier::Device];
+    let tiles: Vec<_> = (0..).zip(tiers).map(|(i, tier)| TileRead { span: span(i), tier }).collect();
+    let stays = |index: usize| tiles[index].tier == Tier::Device;
+    for unused in 0..2 * tiles.len() {
+        let mut conveyor = Conveyor::start(&fixture.source, tiles.clone(), 4 << 20, &DiskOptions::default()).unwrap();
+        let mut kept = vec![false; tiles.len()];
+        for _ in 0..unused {
+            let tile = conveyor.next().unwrap();
+            kept[tile.index()] = stays(tile.index());
+        }
+        let tile = conveyor.next().unwrap();
+        let again = tile.index();
+        assert!(!kept[again]);
+        tile.give_back_unused();
+        conveyor.rewind().unwrap();
+        for pass in 0..2 {
+            for index in (0..tiles.len()).filter(|index| pass == 0 || !stays(*index)) {
+                if kept[index] {
+                    continue;
+                }
+                let tile = conveyor.next().unwrap();
+                assert_eq!(tile.index(), index, "pass {pass}, tile {again} given back after {unused}");
+                assert_eq!(*tile, *fixture.expected(tiles[index]));
+            }
+        }
+    }
+}
+
 #[derive(Clone, Copy)]
 pub(super) enum Fault {
     None,

@@ -34,22 +34,23 @@ pub(super) trait Feed: Send + Sync + 'static {
     fn started(&self, drive: usize, registered: bool);
 }
 
-/// Starts the threads of one drive, which read into `buffer`.
+/// Starts the threads of one drive. What they read into may be registered with the kernel: `buffer`, all of whose pages come
+/// into being with that.
 pub(super) fn launch<F: Feed>(
     feed: &Arc<F>,
     index: usize,
     drive: &Drive,
     depth: usize,
-    buffer: &Arc<Mapping>,
+    buffer: Option<&Arc<Mapping>>,
     wrap: &Arc<Wrap>,
 ) -> Result<Vec<JoinHandle<()>>> {
     let (threads, depth) = drive.threads(depth);
     let launch = |thread| {
         let (feed, drive) = (Arc::clone(feed), drive.clone());
-        let (buffer, wrap) = (Arc::clone(buffer), Arc::clone(wrap));
+        let (buffer, wrap) = (buffer.cloned(), Arc::clone(wrap));
         let work = move || {
             let work = || {
-                let reader = drive.reader(depth, Some(&buffer));
+                let reader = drive.reader(depth, buffer.as_ref());
                 let mut reader = wrap(reader.map_err(Error::io(drive.files.path(0), "set up reading"))?);
                 feed.started(index, reader.registered());
                 run(&*feed, index, &drive.files, reader.as_mut())

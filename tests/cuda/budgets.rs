@@ -26,6 +26,37 @@ fn the_card_never_has_more_of_us_than_the_budget() {
     }
 }
 
+/// What the driver takes beside what is allocated is known only afterwards: it is measured, and told where it is too much.
+#[test]
+fn what_the_driver_has_taken_is_measured_and_told() {
+    let measured = |environment: &[(&str, &str)]| {
+        let (outcomes, report) = run(&[Job { vram: Some(200_000), ..job() }], environment).done();
+        assert!(outcomes[0].errors.is_empty(), "{:?}", outcomes[0].errors);
+        (outcomes[0].vram_taken, report["peak_vram"].as_u64().unwrap(), outcomes[0].vram)
+    };
+    let (alone, peak, budget) = measured(&[("TAKEN", "100000000")]);
+    assert!(alone == Some(peak) && peak <= budget, "{alone:?} of {budget}, the driver says {peak}");
+    let (tables, peak, _) = measured(&[("TABLES", "8")]);
+    assert!(tables == Some(peak) && tables > alone, "{tables:?} with page tables, {alone:?} without");
+    assert_eq!(measured(&[("NVML", "0")]).0, None);
+
+    let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/demo");
+    let generate = |tables: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_layerstream"));
+        command.args(["generate", demo, "--ids", "1,2,3", "--max-new-tokens", "1", "--device", "cuda:0", "--json"]);
+        let command = command
+            .args(["--vram", "4MiB", "--ram", "64MiB"])
+            .env("LD_LIBRARY_PATH", layerstream_cudasim::directory().unwrap());
+        let command = command.env("LAYERSTREAM_SIM_CONTEXT", (1 << 20).to_string()).env_remove("RUST_LOG");
+        let output = command.env("LAYERSTREAM_SIM_TABLES", tables).output().unwrap();
+        let said: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        (said["vram_measured_bytes"].as_u64().unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    let ((fits, silent), (more, warning)) = (generate("0"), generate("1"));
+    assert!(fits <= 4 << 20 && !silent.contains("than the budget"), "{fits}: {silent}");
+    assert!(more > 4 << 20 && warning.contains("than the budget of 4 MiB"), "{more}: {warning}");
+}
+
 /// What other programs have of the card is no part of our budget; where the driver does not say whose memory it is, all of it
 /// counts as ours, so that the budget holds in any case.
 #[test]

@@ -1,5 +1,6 @@
 //! What a process with the simulated driver does: the jobs that the environment names, one after the other.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::Duration;
 
@@ -58,8 +59,9 @@ pub struct Outcome {
     pub device: String,
     pub vram: u64,
     pub vram_floor: u64,
-    /// Bytes of the GPU that the context takes.
+    /// Bytes of the GPU that the context takes, and all that is in use of it because of us.
     pub context: u64,
+    pub vram_taken: Option<u64>,
     pub ram_floor: u64,
     /// Tiles on the GPU, in memory, on disk.
     pub tiers: [usize; 3],
@@ -130,6 +132,7 @@ fn attempt(job: &Job, outcome: &mut Outcome) -> layerstream::Result<()> {
         outcome.kv_on_gpu = gpu.layout.kv_resident;
         assert!(gpu.total() <= gpu.vram);
     }
+    outcome.vram_taken = model.vram_taken();
     (outcome.ram_floor, outcome.rows) = (plan.floor, plan.rows);
     for tile in &plan.tiles {
         use layerstream::plan::Tier;
@@ -141,7 +144,12 @@ fn attempt(job: &Job, outcome: &mut Outcome) -> layerstream::Result<()> {
     outcome.device = model.processor().to_string();
     for time in 0..job.times.max(1) {
         let watch = job.stop_at.filter(|_| time == 0).map(|bytes| watch(&model, bytes));
-        let result = once(&mut model, job);
+        // A panic in mid pass, which a test may plant, ends the job with the model dropped as it is.
+        let result = catch_unwind(AssertUnwindSafe(|| once(&mut model, job)));
+        let Ok(result) = result else {
+            outcome.errors.push("a panic".into());
+            return Ok(());
+        };
         if let Some(watch) = watch {
             watch.join().unwrap();
             model.stop_flag().clear();

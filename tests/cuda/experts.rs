@@ -67,6 +67,27 @@ fn a_token_reads_the_shared_weights_and_its_experts() {
     }
 }
 
+/// While the host waits to learn what a router chose, the copies that are under way give their host memory back.
+#[test]
+fn a_routers_choice_is_waited_for_with_nothing_else_to_do() {
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let job = Job {
+        model: synthetic(folder.path(), 2),
+        prompts: vec![(1..10).collect()],
+        context: 24,
+        sequences: 1,
+        new_tokens: 2,
+        vram: Some(500_000),
+        ram: Some(0),
+        ..Job::default()
+    };
+    for seed in ["0", "2", "4"] {
+        let (outcomes, report) = run(std::slice::from_ref(&job), &[("SEED", seed)]).done();
+        assert!(outcomes[0].errors.is_empty() && outcomes[0].kv_on_gpu, "{:?}", outcomes[0]);
+        assert_eq!(report["idle_waits"], 0, "seed {seed}: the host waited for kernels with copies to be waited for");
+    }
+}
+
 /// Experts that come as late as can be: what the conveyor has goes on to the GPU meanwhile, with the same bits.
 #[test]
 fn other_tiles_are_copied_while_experts_are_waited_for() {

@@ -102,7 +102,6 @@ fn what_the_driver_refuses_is_one_clear_line() {
         ("copy:40", ""),
         ("enqueue:9", ""),
         ("lost:30", ""),
-        ("context", "context"),
     ] {
         let dir = directory();
         let mut command = simulated(&[("FAIL", fault)]);
@@ -118,6 +117,15 @@ fn a_gpu_that_is_not_there() {
     fails(simulated(&[]).args(["--device", "cuda:7"]).arg(&path), 1, &["--device cuda:7", "no GPU 7"]);
     let report = json(simulated(&[("DEVICES", "0")]).args(SMALL).arg(&path));
     assert!(report["gpu"].is_null() && report["warnings"].to_string().contains("no GPU"), "{report}");
+    // One that is there and of no use is no reason not to measure the rest, unless it was asked for.
+    for (variable, words) in [(("DRIVER", "11020"), "too old"), (("FAIL", "context"), "context")] {
+        let report = json(simulated(&[variable]).args(SMALL).arg(&path));
+        let warnings = report["warnings"].to_string();
+        assert!(report["gpu"].is_null() && warnings.contains(words), "{report}");
+        let stages: Vec<_> = report["runs"].as_array().unwrap().iter().map(|run| &run["stage"]).collect();
+        assert_eq!(stages, ["disk-host", "disk-ring"]);
+        fails(simulated(&[variable]).args(["--device", "cuda:0"]).arg(&path), 1, &["--device cuda:0", words]);
+    }
     let report = json(simulated(&[("DEVICES", "2")]).args(SMALL).args(["--device", "cuda:1"]).arg(&path));
     assert!(report["gpu"].is_object());
 }

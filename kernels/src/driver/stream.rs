@@ -2,10 +2,8 @@
 
 use std::ffi::c_void;
 
-use cudarc::driver::result;
-use cudarc::driver::sys;
-
-use super::{Context, Function, Gpu, Result};
+use super::sys::{self, code};
+use super::{Function, Gpu, Result};
 use crate::launch::Launch;
 
 /// The most bytes that the parameters of a kernel may have here; the largest struct of params.h has less than half.
@@ -15,7 +13,7 @@ const MAX_PARAMS: usize = 512;
 pub struct Stream {
     /// Outlives the stream.
     gpu: Gpu,
-    stream: sys::CUstream,
+    stream: sys::Stream,
 }
 
 // SAFETY: a handle that the driver lets any thread use.
@@ -27,15 +25,18 @@ impl Drop for Stream {
     fn drop(&mut self) {
         self.gpu.for_drop();
         // SAFETY: created by `new`, destroyed once; what is queued still runs.
-        let _ = unsafe { result::stream::destroy(self.stream) };
+        let _ = unsafe { sys::cuStreamDestroy_v2(self.stream) };
     }
 }
 
 impl Stream {
     /// A stream that does not wait for the default stream, nor that for it.
     pub fn new(gpu: &Gpu) -> Result<Stream> {
-        let stream = result::stream::create(result::stream::StreamKind::NonBlocking);
-        Ok(Stream { gpu: gpu.clone(), stream: stream.context(|| "making a stream".into())? })
+        let mut stream = std::ptr::null_mut();
+        // SAFETY: writes one handle.
+        unsafe { sys::cuStreamCreate(&raw mut stream, sys::STREAM_NON_BLOCKING) }
+            .context(|| "making a stream".into())?;
+        Ok(Stream { gpu: gpu.clone(), stream })
     }
 
     /// Queues a kernel. `params` are copied before this returns.
@@ -55,8 +56,9 @@ impl Stream {
         unsafe {
             std::ptr::copy_nonoverlapping(params.as_ptr(), aligned.as_mut_ptr().cast(), params.len());
             let mut pointers: [*mut c_void; 1] = [aligned.as_mut_ptr().cast()];
-            let shape = ((gx, gy, gz), (bx, by, bz));
-            result::launch_kernel(function.function, shape.0, shape.1, launch.shared, self.stream, &mut pointers)
+            let (function, none) = (function.function, std::ptr::null_mut());
+            let params = pointers.as_mut_ptr();
+            sys::cuLaunchKernel(function, gx, gy, gz, bx, by, bz, launch.shared, self.stream, params, none)
         }
         .context(|| format!("launching {} with grid {:?}, block {:?}", launch.kernel, launch.grid, launch.block))
     }
@@ -72,7 +74,6 @@ impl Stream {
         }
         // SAFETY: the caller's promise.
         unsafe { sys::cuMemcpyHtoDAsync_v2(to, from.cast(), len, self.stream) }
-            .result()
             .context(|| format!("copying {len} bytes to the GPU"))
     }
 
@@ -86,7 +87,6 @@ impl Stream {
         }
         // SAFETY: the caller's promise.
         unsafe { sys::cuMemcpyDtoHAsync_v2(to.cast(), from, len, self.stream) }
-            .result()
             .context(|| format!("copying {len} bytes from the GPU"))
     }
 
@@ -108,20 +108,19 @@ impl Stream {
     /// Makes all that is queued here later wait until `event` has happened, as it was last recorded. Does not wait itself.
     pub fn wait(&self, event: &Event) -> Result<()> {
         // SAFETY: both exist.
-        unsafe { result::stream::wait_event(self.stream, event.event, sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT) }
-            .context(|| "making a stream wait".into())
+        unsafe { sys::cuStreamWaitEvent(self.stream, event.event, 0) }.context(|| "making a stream wait".into())
     }
 
     /// Queues `event`: it happens when all that was queued before has ended.
     pub fn record(&self, event: &Event) -> Result<()> {
         // SAFETY: both exist.
-        unsafe { result::event::record(event.event, self.stream) }.context(|| "recording an event".into())
+        unsafe { sys::cuEventRecord(event.event, self.stream) }.context(|| "recording an event".into())
     }
 
     /// Waits, on the CPU, for all that is queued.
     pub fn synchronize(&self) -> Result<()> {
         // SAFETY: the stream exists.
-        unsafe { result::stream::synchronize(self.stream) }.context(|| "running kernels".into())
+        unsafe { sys::cuStreamSynchronize(self.stream) }.context(|| "running kernels".into())
     }
 }
 
@@ -129,7 +128,7 @@ impl Stream {
 pub struct Event {
     /// Outlives the event.
     gpu: Gpu,
-    event: sys::CUevent,
+    event: sys::Event,
 }
 
 // SAFETY: a handle that the driver lets any thread use.
@@ -141,26 +140,25 @@ impl Drop for Event {
     fn drop(&mut self) {
         self.gpu.for_drop();
         // SAFETY: created by `new`, destroyed once.
-        let _ = unsafe { result::event::destroy(self.event) };
+        let _ = unsafe { sys::cuEventDestroy_v2(self.event) };
     }
 }
 
 impl Event {
     /// An event that keeps the time at which it happened.
     pub fn new(gpu: &Gpu) -> Result<Event> {
-        Event::with(gpu, sys::CUevent_flags::CU_EVENT_DEFAULT as u32)
+        Event::with(gpu, 0)
     }
 
     /// An event without a time, which costs less. Whoever waits for it on the CPU sleeps.
     pub fn untimed(gpu: &Gpu) -> Result<Event> {
-        use sys::CUevent_flags::{CU_EVENT_BLOCKING_SYNC, CU_EVENT_DISABLE_TIMING};
-        Event::with(gpu, CU_EVENT_DISABLE_TIMING as u32 | CU_EVENT_BLOCKING_SYNC as u32)
+        Event::with(gpu, sys::EVENT_DISABLE_TIMING | sys::EVENT_BLOCKING_SYNC)
     }
 
     fn with(gpu: &Gpu, flags: u32) -> Result<Event> {
         let mut event = std::ptr::null_mut();
-        // SAFETY: writes one handle. (cudarc's own function takes one flag only.)
-        unsafe { sys::cuEventCreate(&mut event, flags) }.result().context(|| "making an event".into())?;
+        // SAFETY: writes one handle.
+        unsafe { sys::cuEventCreate(&raw mut event, flags) }.context(|| "making an event".into())?;
         Ok(Event { gpu: gpu.clone(), event })
     }
 
@@ -168,8 +166,8 @@ impl Event {
     /// wrong in earlier work.
     pub fn happened(&self) -> Result<bool> {
         // SAFETY: the event exists.
-        match unsafe { result::event::query(self.event) } {
-            Err(result::DriverError(sys::CUresult::CUDA_ERROR_NOT_READY)) => Ok(false),
+        match unsafe { sys::cuEventQuery(self.event) } {
+            code::NOT_READY => Ok(false),
             other => other.context(|| "asking for an event".into()).map(|()| true),
         }
     }
@@ -177,13 +175,15 @@ impl Event {
     /// Waits, on the CPU, until it has happened. Also fails for whatever went wrong in earlier work.
     pub fn synchronize(&self) -> Result<()> {
         // SAFETY: the event exists.
-        unsafe { result::event::synchronize(self.event) }.context(|| "waiting for the GPU".into())
+        unsafe { sys::cuEventSynchronize(self.event) }.context(|| "waiting for the GPU".into())
     }
 
     /// Seconds from `start` to this event, both of which have happened: an error if not.
     pub fn seconds_since(&self, start: &Event) -> Result<f64> {
-        // SAFETY: both exist.
-        let milliseconds = unsafe { result::event::elapsed(start.event, self.event) };
-        Ok(f64::from(milliseconds.context(|| "reading the time between two events".into())?) / 1e3)
+        let mut milliseconds = 0.0;
+        // SAFETY: both exist; writes one number.
+        unsafe { sys::cuEventElapsedTime(&raw mut milliseconds, start.event, self.event) }
+            .context(|| "reading the time between two events".into())?;
+        Ok(f64::from(milliseconds) / 1e3)
     }
 }

@@ -172,7 +172,11 @@ impl ExpertFeed {
                 return Ok(());
             };
             self.coming.pop_front();
-            self.copy(tile, lent, place, copies, marks)?;
+            if let Err(error) = self.copy(tile, lent, place, copies, marks) {
+                // Nobody knows which of its bytes will come, and the next pass would take the block for the tile.
+                self.pool.unplace(tile);
+                return Err(error);
+            }
         }
     }
 
@@ -204,11 +208,8 @@ impl ExpertFeed {
         queued = queued.and_then(|()| copies.record(self.copied(number)));
         self.lent.push_back((number, lent));
         self.copies += 1;
-        if let Err(error) = queued {
-            // Nobody could tell any more when the tile may be given back.
-            let _ = copies.synchronize();
-            return Err(failed(error));
-        }
+        // Without the event nobody can tell when the tile may be given back but who waits for the stream: `abandon`.
+        queued.map_err(failed)?;
         self.ready.push_back((tile, number));
         marks.end(copies)
     }

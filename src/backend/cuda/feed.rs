@@ -243,6 +243,7 @@ impl Feed {
             self.copies.wait(&self.events(after).used).map_err(failed)?;
         }
         let tile = self.held.as_ref().expect("the caller has looked");
+        assert_eq!(tile.index(), index, "the conveyor brings the tiles that are not here to stay, in their order");
         self.marks.begin(&self.copies, What::Tile { index, bytes: tile.len() as u64 })?;
         // SAFETY: the tile lies in page-locked memory, and is kept in `lent` until the copy has happened. Its place on the
         // GPU is its own until what uses it has been queued, and whatever comes there waits for that.
@@ -251,11 +252,8 @@ impl Feed {
         if let Some((_, there)) = &mut self.kept[index] {
             *there = true;
         }
-        if let Err(error) = self.copies.record(&self.events(number).copied) {
-            // Nobody could tell any more when the tile may be given back.
-            let _ = self.copies.synchronize();
-            return Err(failed(error));
-        }
+        // Without the event nobody can tell when the tile may be given back but who waits for the stream: `abandon`.
+        self.copies.record(&self.events(number).copied).map_err(failed)?;
         self.marks.end(&self.copies)?;
         self.ready.push_back(Ready { index, number, address });
         self.next = (index + 1) % self.tiles.len();
@@ -268,32 +266,25 @@ impl Feed {
     /// # Errors
     /// Those of the device; what can be given back is.
     pub fn abandon(&mut self, conveyor: &mut Conveyor) -> Result<()> {
-        // The conveyor will not bring a tile again that is to stay here.
-        let orphan = self.held.is_some().then(|| self.next_to_copy()).flatten();
-        let orphan = orphan.filter(|index| self.kept[*index].is_some());
-        let mut saved = Ok(());
-        if let (Some(index), Some(tile)) = (orphan, &self.held) {
-            let (address, there) = self.kept[index].as_mut().expect("one that stays");
-            // SAFETY: as in `copy`; the tile is dropped after the copies have been waited for. Nothing has used its place.
-            saved = unsafe { self.copies.upload(*address, tile.as_ptr(), tile.len()) };
-            *there = saved.is_ok();
-        }
-        let waited = if traps::set(Trap::AbandonWithoutWaiting) { Ok(()) } else { self.copies.synchronize() };
+        let waited = if traps::set(Trap::CopiesAbandoned) { Ok(()) } else { self.copies.synchronize() };
         self.lent.clear();
-        self.held = None;
+        // Of which no copy was queued: it may be one that is to stay here, and has to come again.
+        if let Some(tile) = self.held.take() {
+            tile.give_back_unused();
+        }
         self.ready.clear();
         self.ring.clear();
         self.next = 0;
         // A conveyor that cannot go on says so again at the next pass.
         let _ = conveyor.rewind();
-        saved.and(waited).map_err(failed)
+        waited.map_err(failed)
     }
 }
 
 impl Drop for Feed {
     /// Host memory is read until copies have happened.
     fn drop(&mut self) {
-        if !traps::set(Trap::DropWithoutWaiting) {
+        if !traps::set(Trap::DropWhileCopying) {
             let _ = self.copies.synchronize();
         }
     }

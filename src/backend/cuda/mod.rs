@@ -170,6 +170,7 @@ impl Backend for CudaBackend {
     }
 
     fn run(&mut self, step: &Step, _: &[Segment]) -> Result<()> {
+        assert!(!matches!(step, Step::Attend { layer: 1, .. } if traps::set(Trap::PassPanics)), "a planted panic");
         self.read_marks()?;
         if let Step::Append { layer, .. } | Step::AppendShared { layer, .. } = step {
             self.kv.before_append(*layer, &self.compute, self.feed.copies())?;
@@ -216,8 +217,11 @@ impl Backend for CudaBackend {
         if !traps::set(Trap::ExpertsComeLate) {
             self.feed.copy_ahead(conveyor)?;
         }
-        if !traps::set(Trap::ChosenNotWaited) {
-            self.chosen.synchronize().map_err(failed)?;
+        match () {
+            () if traps::set(Trap::ChosenNotWaited) => {}
+            () if traps::set(Trap::ExpertsComeLate) => self.chosen.synchronize().map_err(failed)?,
+            // Copies end meanwhile, and each gives room to the drives.
+            () => self.feed.wait_for(&self.chosen, conveyor)?,
         }
         self.steps.chose(self.staging.chosen(count), self.program.buffers[logits.0], routing.top_k)
     }
@@ -263,8 +267,8 @@ impl Backend for CudaBackend {
     }
 
     fn abandon(&mut self, conveyor: &mut Conveyor) {
-        // What is wrong with the device, the next pass finds.
-        if !traps::set(Trap::AbandonWithoutWaiting) {
+        // What is wrong with the device, the next pass finds: from then on every call says so.
+        if !traps::set(Trap::StepsAbandoned) {
             let _ = self.compute.synchronize();
         }
         let _ = self.feed.abandon(conveyor);
@@ -291,6 +295,8 @@ impl Drop for CudaBackend {
     /// Waits for what still uses the memory: something does when a pass ended in a panic.
     fn drop(&mut self) {
         let _ = self.card.gpu.make_current();
-        let _ = self.compute.synchronize();
+        if !traps::set(Trap::DropWhileStepsRun) {
+            let _ = self.compute.synchronize();
+        }
     }
 }

@@ -98,13 +98,21 @@ impl Pool {
         Some(Place { block, after: before.used })
     }
 
+    /// Takes a place back whose tile will not come: the block holds nothing.
+    pub fn unplace(&mut self, tile: usize) {
+        if let Some(block) = self.held[tile].take() {
+            self.blocks[block].tile = None;
+        }
+    }
+
     /// Says that a use of the block has been queued, and that no other of this request follows.
     pub fn used(&mut self, block: usize, number: u64) {
         let block = &mut self.blocks[block];
         (block.wanted, block.used) = (false, Some(number));
     }
 
-    /// Forgets the request, and that anything was ever used: nothing runs any more. Tiles stay.
+    /// Forgets the request, and that anything was ever used: nothing runs any more. Tiles stay, since those that were placed
+    /// have come by now.
     pub fn cancel(&mut self) {
         self.blocks.iter_mut().for_each(|block| (block.wanted, block.used) = (false, None));
     }
@@ -170,6 +178,19 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_tile_that_does_not_come_is_not_held() {
+        let mut pool = pool(4);
+        pool.request(0, &[0, 1]);
+        pool.place(0).unwrap();
+        pool.place(1).unwrap();
+        pool.unplace(0);
+        pool.cancel();
+        assert!(pool.find(0).is_none() && pool.find(1).is_some());
+        assert_eq!(pool.request(0, &[0, 1]), [false, true]);
+        assert!(pool.place(0).is_some());
     }
 
     #[test]

@@ -1,5 +1,7 @@
-//! Faults that tests plant in this backend, to show that each would be noticed: an environment variable names one. Only in
-//! builds with debug assertions; in all others [`set`] is always false.
+//! Faults that tests plant in this backend, to show that each would be noticed: an environment variable names them
+//! ([`planted`]). Only in builds with debug assertions; in all others [`set`] is always false.
+
+use layerstream_kernels::driver::planted;
 
 /// What is left out, or done too early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,7 +13,9 @@ pub enum Trap {
     /// A tile's place in host memory is given back before its copy has happened.
     HostFreedEarly,
     /// Memory is freed without waiting for the copies into it.
-    DropWithoutWaiting,
+    DropWhileCopying,
+    /// Memory is freed without waiting for the steps of a pass that ended in a panic.
+    DropWhileStepsRun,
     /// Logits are read before they are there.
     LogitsNotWaited,
     /// A layer's keys and values are used before they have come.
@@ -28,21 +32,15 @@ pub enum Trap {
     ExpertHostFreedEarly,
     /// No fault: as little as can be is copied ahead before experts were asked for, and these come when nothing else can be copied.
     ExpertsComeLate,
-    /// A pass that was not completed gives tiles back without waiting for their copies and their uses.
-    AbandonWithoutWaiting,
+    /// A pass that was not completed gives tiles back without waiting for their copies.
+    CopiesAbandoned,
+    /// A pass that was not completed gives tiles back without waiting for the steps that use them.
+    StepsAbandoned,
+    /// No fault of this backend: a pass panics in the second layer.
+    PassPanics,
 }
 
 /// Whether this fault is planted.
-#[cfg(debug_assertions)]
 pub fn set(trap: Trap) -> bool {
-    use std::sync::LazyLock;
-
-    static PLANTED: LazyLock<Option<String>> = LazyLock::new(|| std::env::var("LAYERSTREAM_TRAP").ok());
-    PLANTED.as_deref().is_some_and(|name| name == format!("{trap:?}"))
-}
-
-/// Never.
-#[cfg(not(debug_assertions))]
-pub fn set(_: Trap) -> bool {
-    false
+    cfg!(debug_assertions) && planted(&format!("{trap:?}"))
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use layerstream_kernels::driver::{self, ErrorKind, Event, Memory};
+use layerstream_kernels::driver::{self, Event, Memory};
 
 use crate::disk::memory::{Mapping, Region};
 use crate::engine::StopFlag;
@@ -28,7 +28,7 @@ const PATIENCE: Duration = Duration::from_micros(200);
 /// A GPU.
 pub struct Gpu(driver::Gpu);
 
-/// Opens the GPU, or says why there is none; an error where one was asked for by number.
+/// Opens the GPU, or says why it is not measured, whatever keeps it from being used; an error where one was asked for by number.
 pub fn open(device: Device) -> Result<std::result::Result<Gpu, String>> {
     let number = match device {
         Device::Cpu => return Ok(Err("--device cpu".into())),
@@ -37,9 +37,7 @@ pub fn open(device: Device) -> Result<std::result::Result<Gpu, String>> {
     };
     match driver::Gpu::open(number) {
         Ok(gpu) => Ok(Ok(Gpu(gpu))),
-        Err(e) if device == Device::Auto && matches!(e.kind(), ErrorKind::NoDriver | ErrorKind::NoDevice) => {
-            Ok(Err(e.to_string()))
-        }
+        Err(e) if device == Device::Auto => Ok(Err(e.to_string())),
         Err(e) => Err(Error::Request(format!("--device cuda:{number}: {e}"))),
     }
 }

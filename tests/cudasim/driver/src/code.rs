@@ -41,6 +41,9 @@ codes! {
     UNKNOWN = 999, c"CUDA_ERROR_UNKNOWN", c"unknown error";
 }
 
+/// A code of times to come, which nothing here can describe.
+pub const STRANGE: Code = Code(1001);
+
 /// Name and text of a code, if it is one of those above.
 pub fn describe(code: i32) -> Option<(&'static CStr, &'static CStr)> {
     ALL.iter().find(|(value, ..)| *value == code).map(|(_, name, text)| (*name, *text))

@@ -6,6 +6,7 @@
 //! | `VRAM` | bytes of memory of each card | 4 GiB |
 //! | `CONTEXT` | bytes that a context takes | a sixteenth of the memory, at most 256 MiB |
 //! | `TAKEN` | bytes that other programs have | 0 |
+//! | `TABLES` | one byte of the card goes to page tables for so many of page-locked memory | 0: none does |
 //! | `DEVICES` | number of cards | 1 |
 //! | `CC` | compute capability, such as `7.5` | `8.0` |
 //! | `DRIVER` | what `cuDriverGetVersion` says | 13000 |
@@ -27,6 +28,8 @@ pub enum Fault {
     Pin(u64),
     /// `enqueue`: the N-th call that queues something is refused for want of memory. What was queued before goes on.
     Enqueue(u64),
+    /// `strange`: the same, for a reason that no header has a name for yet.
+    Strange(u64),
     /// `copy`: the N-th asynchronous copy fails as it runs; whoever waits next hears of it, and so does every later call.
     Copy(u64),
     /// `kernel`: likewise the N-th launch.
@@ -35,6 +38,10 @@ pub enum Fault {
     Lost(u64),
     /// `module`: the N-th module has no code for this card.
     Module(u64),
+    /// `image`: the N-th module is nothing that this driver can read.
+    Image(u64),
+    /// `ptx`: the N-th module has nothing but PTX that is too new for this driver.
+    Ptx(u64),
     /// `context`: no context can be made, for others have the memory.
     Context,
 }
@@ -45,6 +52,7 @@ pub struct Config {
     pub vram: u64,
     pub context: u64,
     pub taken: u64,
+    pub tables: u64,
     pub devices: usize,
     /// 80 for 8.0.
     pub cc: u32,
@@ -81,6 +89,7 @@ impl Config {
             vram,
             context: number("CONTEXT", (vram / 16).min(256 << 20))?,
             taken: number("TAKEN", 0)?,
+            tables: number("TABLES", 0)?,
             devices: number("DEVICES", 1)? as usize,
             cc: parts.ok_or_else(|| format!("{PREFIX}CC={cc}: something like 8.0 is expected"))?,
             driver: number("DRIVER", 13_000)? as i32,
@@ -98,7 +107,7 @@ impl Config {
 pub const PREFIX: &str = "LAYERSTREAM_SIM_";
 
 fn fault(text: &str) -> Result<Fault, String> {
-    let known = "oom:N, pin:N, enqueue:N, copy:N, kernel:N, lost:N, module:N or context";
+    let known = "oom:N, pin:N, enqueue:N, strange:N, copy:N, kernel:N, lost:N, module:N, image:N, ptx:N or context";
     let wrong = || format!("{PREFIX}FAIL: `{text}` is not one of {known}");
     if text == "context" {
         return Ok(Fault::Context);
@@ -109,10 +118,13 @@ fn fault(text: &str) -> Result<Fault, String> {
         "oom" => Fault::Allocation(n),
         "pin" => Fault::Pin(n),
         "enqueue" => Fault::Enqueue(n),
+        "strange" => Fault::Strange(n),
         "copy" => Fault::Copy(n),
         "kernel" => Fault::Kernel(n),
         "lost" => Fault::Lost(n),
         "module" => Fault::Module(n),
+        "image" => Fault::Image(n),
+        "ptx" => Fault::Ptx(n),
         _ => return Err(wrong()),
     })
 }

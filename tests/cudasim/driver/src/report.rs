@@ -25,6 +25,8 @@ pub struct Report {
     pub allocations: u64,
     pub modules: u64,
     pub operations: u64,
+    /// Waits of the host for kernels, with copies that these do not need still to happen.
+    pub idle_waits: u64,
 }
 
 impl Report {
@@ -43,7 +45,9 @@ impl Report {
     /// * `peak_vram`: bytes, the largest of all cards; `peak_pinned`: bytes of page-locked memory;
     /// * `host_to_device`, `device_to_host`, `device_to_device`: `count` and `bytes` of the copies that ran;
     /// * `launches`: how many of each kernel; `allocations` of device memory; `modules` that were loaded;
-    ///   `operations`: all that ran.
+    ///   `operations`: all that ran;
+    /// * `idle_waits`: how often `cuEventSynchronize` waited for kernels while copies of another stream, which these do not
+    ///   need, were still to happen: whoever waits for these first has room for more all the sooner.
     pub fn write(&self, path: &Path, misuse: Option<&str>) {
         let copies = |copies: &Copies| json!({ "count": copies.count, "bytes": copies.bytes });
         let launches: Map<String, Value> = self.launches.iter().map(|(k, n)| (k.clone(), json!(n))).collect();
@@ -58,6 +62,7 @@ impl Report {
             "allocations": self.allocations,
             "modules": self.modules,
             "operations": self.operations,
+            "idle_waits": self.idle_waits,
         });
         if let Err(e) = std::fs::write(path, format!("{report:#}\n")) {
             eprintln!("cudasim: the report cannot be written to {}: {e}", path.display());

@@ -94,6 +94,8 @@ pub struct Stream {
     pub finished: u64,
     /// How often somebody asked and was told to come back.
     asked: u32,
+    /// Kernels were queued here.
+    launched: bool,
 }
 
 pub struct Event {
@@ -231,6 +233,19 @@ impl Sim {
         self.next_handle
     }
 
+    /// Bytes of a card that this program has beside the context: its allocations, and the page tables of what is page-locked.
+    pub fn used(&self, device: usize) -> u64 {
+        let tables = self.memory.pinned_bytes().checked_div(self.config.tables);
+        self.memory.used(device) + tables.unwrap_or(0)
+    }
+
+    /// Notes how much of a card this program has now.
+    pub fn note_peak(&mut self, device: usize) {
+        let used = self.used(device) + self.config.context;
+        let peak = self.report.peak_vram.entry(device).or_default();
+        *peak = (*peak).max(used);
+    }
+
     pub fn fails(&self, fault: Fault) -> bool {
         self.config.faults.contains(&fault)
     }
@@ -275,6 +290,19 @@ impl Sim {
         handle
     }
 
+    /// Counts a wait of the host for kernels while copies of another stream, which these do not need, are still to happen.
+    pub fn note_idle_wait(&mut self, slot: usize, number: u64, past: &Clock) {
+        let Stream { device, done, launched, .. } = self.streams[slot];
+        let unneeded = |(other, stream): (usize, &Stream)| {
+            let copies = stream.queue.iter().filter(|op| matches!(op.work, Work::Copy { .. }));
+            let copies = copies.filter(|op| op.access.number > past.get(other)).count();
+            stream.device == device && !stream.launched && copies > 0
+        };
+        if launched && done < number && self.streams.iter().enumerate().any(unneeded) {
+            self.report.idle_waits += 1;
+        }
+    }
+
     /// The stream of a handle; null is the default stream of the card.
     pub fn slot(&self, handle: usize, device: usize) -> usize {
         // 1 is the name of the default stream in the header.
@@ -312,6 +340,7 @@ impl Sim {
         let label: Label = format!("{what} (operation {number} of {})", self.stream_name(slot)).into();
         let queued_at = self.now();
         let stream = &mut self.streams[slot];
+        stream.launched |= matches!(work, Work::Launch { .. });
         stream.tail = clock.clone();
         stream.queued = number;
         stream.queue.push_back(Op { access: Access { stream: slot, number, label }, clock, waits, work, queued_at });
@@ -466,7 +495,9 @@ impl Sim {
 impl Stream {
     fn new(handle: usize, device: usize, blocking: bool, tail: Clock) -> Stream {
         let queue = VecDeque::new();
-        Stream { handle, device, blocking, destroyed: false, queue, queued: 0, done: 0, tail, finished: 0, asked: 0 }
+        let (queued, done, finished, asked) = (0, 0, 0, 0);
+        let (destroyed, launched) = (false, false);
+        Stream { handle, device, blocking, destroyed, queue, queued, done, tail, finished, asked, launched }
     }
 }
 

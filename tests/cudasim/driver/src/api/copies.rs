@@ -11,7 +11,11 @@ use crate::sim::{Place, Sim, Work};
 /// Counts what is queued, one of which may be refused.
 pub fn may_enqueue(sim: &mut Sim) -> Result<()> {
     sim.counts.enqueued += 1;
-    if sim.fails(Fault::Enqueue(sim.counts.enqueued)) { Err(code::OUT_OF_MEMORY) } else { Ok(()) }
+    match sim.counts.enqueued {
+        n if sim.fails(Fault::Enqueue(n)) => Err(code::OUT_OF_MEMORY),
+        n if sim.fails(Fault::Strange(n)) => Err(code::STRANGE),
+        _ => Ok(()),
+    }
 }
 
 /// Bytes of this card's memory, all of them alive.

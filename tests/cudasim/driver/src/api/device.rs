@@ -216,8 +216,7 @@ pub unsafe extern "C" fn cuDevicePrimaryCtxRetain(context: *mut *mut c_void, num
             if sim.fails(Fault::Context) || config.taken + config.context > config.vram {
                 return Err(code::OUT_OF_MEMORY);
             }
-            let peak = sim.report.peak_vram.entry(device).or_default();
-            *peak = (*peak).max(config.context);
+            sim.note_peak(device);
         }
         sim.devices[device].retained += 1;
         // SAFETY: the caller's promise.

@@ -12,7 +12,7 @@ use crate::sim::Sim;
 fn room(sim: &Sim, device: usize) -> (u64, u64) {
     let config = &sim.config;
     let limit = config.vram.saturating_sub(config.taken + config.context);
-    (limit, limit.saturating_sub(sim.memory.used(device)))
+    (limit, limit.saturating_sub(sim.used(device)))
 }
 
 /// # Safety
@@ -44,9 +44,7 @@ pub unsafe extern "C" fn cuMemAlloc_v2(out: *mut u64, len: usize) -> c_int {
         let (limit, _) = room(sim, device);
         let start = sim.memory.allocate(device, len as u64, limit).ok_or(code::OUT_OF_MEMORY)?;
         sim.report.allocations += 1;
-        let used = sim.memory.used(device) + sim.config.context;
-        let peak = sim.report.peak_vram.entry(device).or_default();
-        *peak = (*peak).max(used);
+        sim.note_peak(device);
         // SAFETY: the caller's promise.
         unsafe { put(out, start) }
     })
@@ -90,8 +88,9 @@ fn pin(sim: &mut Sim) -> Result<()> {
     if sim.fails(Fault::Pin(sim.counts.pins)) { Err(code::OUT_OF_MEMORY) } else { Ok(()) }
 }
 
-fn pinned(sim: &mut Sim, start: u64, len: u64, allocated: bool) {
+fn pinned(sim: &mut Sim, device: usize, start: u64, len: u64, allocated: bool) {
     sim.memory.pin(start, len, allocated);
+    sim.note_peak(device);
     sim.report.peak_pinned = sim.report.peak_pinned.max(sim.memory.pinned_bytes());
 }
 
@@ -121,7 +120,7 @@ fn unpin(sim: &mut Sim, address: u64, allocated: bool) -> Result<u64> {
 /// As the driver API says.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuMemHostRegister_v2(address: *mut c_void, len: usize, flags: c_uint) -> c_int {
-    with_context("cuMemHostRegister_v2", |sim, _| {
+    with_context("cuMemHostRegister_v2", |sim, device| {
         let (start, len) = (address as u64, len as u64);
         if start == 0 || len == 0 || flags > 15 || !is_mapped(start, len) {
             return Err(code::INVALID_VALUE);
@@ -130,7 +129,7 @@ pub unsafe extern "C" fn cuMemHostRegister_v2(address: *mut c_void, len: usize, 
             return Err(code::HOST_MEMORY_ALREADY_REGISTERED);
         }
         pin(sim)?;
-        pinned(sim, start, len, false);
+        pinned(sim, device, start, len, false);
         Ok(())
     })
 }
@@ -146,13 +145,13 @@ pub unsafe extern "C" fn cuMemHostUnregister(address: *mut c_void) -> c_int {
 /// As the driver API says.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuMemHostAlloc(out: *mut *mut c_void, len: usize, _flags: c_uint) -> c_int {
-    with_context("cuMemHostAlloc", |sim, _| {
+    with_context("cuMemHostAlloc", |sim, device| {
         if len == 0 || out.is_null() {
             return Err(code::INVALID_VALUE);
         }
         pin(sim)?;
         let start = map_host(len as u64).ok_or(code::OUT_OF_MEMORY)?;
-        pinned(sim, start, len as u64, true);
+        pinned(sim, device, start, len as u64, true);
         // SAFETY: the caller's promise.
         unsafe { put(out, start as *mut c_void) }
     })

@@ -36,7 +36,10 @@ pub unsafe extern "C" fn cuModuleLoadData(out: *mut usize, image: *const c_void)
         if begins != FATBIN && begins != ELF {
             return Err(code::INVALID_IMAGE);
         }
-        if sim.config.driver < OLDEST_DRIVER {
+        if sim.fails(Fault::Image(sim.counts.modules)) {
+            return Err(code::INVALID_IMAGE);
+        }
+        if sim.config.driver < OLDEST_DRIVER || sim.fails(Fault::Ptx(sim.counts.modules)) {
             return Err(code::UNSUPPORTED_PTX_VERSION);
         }
         if sim.dialect().is_none() || sim.fails(Fault::Module(sim.counts.modules)) {

@@ -51,7 +51,7 @@ pub unsafe extern "C" fn nvmlDeviceGetMemoryInfo(handle: *mut c_void, out: *mut 
     call(|sim| {
         let device = (handle as usize).wrapping_sub(HANDLES);
         let context = sim.devices.get(device).ok_or(code::INVALID_VALUE)?.retained > 0;
-        let ours = if context { sim.config.context + sim.memory.used(device) } else { 0 };
+        let ours = if context { sim.config.context + sim.used(device) } else { 0 };
         let (total, used) = (sim.config.vram, sim.config.taken + ours);
         // SAFETY: the caller's promise.
         unsafe { put(out, MemoryInfo { total, free: total.saturating_sub(used), used }) }

@@ -170,7 +170,13 @@ fn wait(sim: &mut Sim, event: usize) -> Result<()> {
 /// As the driver API says.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuEventSynchronize(event: usize) -> c_int {
-    with_context("cuEventSynchronize", |sim, _| wait(sim, event))
+    with_context("cuEventSynchronize", |sim, _| {
+        if let Some((slot, number)) = known(sim, event).recorded {
+            let past = known(sim, event).clock.clone();
+            sim.note_idle_wait(slot, number, &past);
+        }
+        wait(sim, event)
+    })
 }
 
 /// # Safety
