@@ -134,7 +134,11 @@ fn factors_that_are_missing_or_of_another_shape() {
     let none = |config: &mut Value| config["quantization_config"] = Value::Null;
     refused("fp8_block128", none, &["q_proj.weight", "F8_E4M3", "quantization_config", "not supported"]);
     let channel = |config: &mut Value| config["quantization_config"] = json!({"quant_method": "fp8"});
-    refused("ct_fp8_channel", channel, &["q_proj.weight_scale_inv", "is missing"]);
+    // Factors under either name are found.
+    let blocks = blocks(&open("ct_fp8_channel", channel).unwrap());
+    assert!(!blocks.is_empty() && blocks.iter().all(|(rows, _)| *rows == 1), "{blocks:?}");
+    let other = |config: &mut Value| config["quantization_config"] = json!({"quant_method": "fbgemm_fp8"});
+    refused("fp8_block128", other, &["q_proj.weight_scale`", "is missing"]);
     refused("fp8_block128", channel, &["q_proj.weight_scale_inv", "[2, 2]", "[160, 160]"]);
     let larger = |config: &mut Value| config["quantization_config"]["weight_block_size"] = json!([128, 256]);
     refused("fp8_block128", larger, &["weight_scale_inv", "[2, 2]"]);
