@@ -138,6 +138,7 @@ fn attention(c: &mut Criterion) {
                 soft_cap: None,
                 sinks: None,
                 slopes: None,
+                bias_factor: None,
             };
             let (q, mut out) = (numbers(n * width), vec![0.0; n * width]);
             let sequence = Sequence { rows: 0..n, start: context - n, keys: &keys, values: &values };

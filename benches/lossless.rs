@@ -3,7 +3,11 @@
 //!
 //! `cargo bench --bench lossless -- [MODEL …]`: matrices of bf16 that a packed model has; without MODEL, those of the demo
 //! model, and normally distributed ones. Prints bytes relative to bf16, and billions of weights a second on one thread:
-//! decoded and multiplied with one token for what the multiply decodes, decoded to bytes and no more for zstd.
+//! decoded and multiplied with one token for what the multiply decodes, decoded to bytes and no more for zstd. Without MODEL,
+//! the table is written, with the machine, to `benches/results/<date>-<processor>/`.
+
+#[allow(dead_code, reason = "what the benchmarks of passes share with each other")]
+mod common;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,9 +17,9 @@ use std::time::{Duration, Instant};
 use layerstream::backend::cpu::{Columns, Cpu, Finish, Isa, Tile};
 use layerstream::checkpoint::{Checkpoint, Dtype, Tensor};
 use layerstream::encoding::{Encoding, Packed};
-use serde_json::json;
+use serde_json::{Value, json};
 
-type Result<T = ()> = std::result::Result<T, Box<dyn std::error::Error>>;
+use common::{Result, machine, write_results};
 
 /// Exponents that are compressed at once: as much as a tile has.
 const PIECE: usize = 4 << 20;
@@ -29,11 +33,42 @@ fn main() -> Result {
     }
     let mut models: Vec<PathBuf> =
         std::env::args().skip(1).filter(|a| !a.starts_with("--")).map(PathBuf::from).collect();
-    if models.is_empty() {
+    let usual = models.is_empty();
+    if usual {
         models = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("demo"), normal()?];
     }
-    println!("| model | matrices | how | bytes | G weights/s |\n| --- | --- | --- | --- | --- |");
-    models.iter().try_for_each(|model| compare(model))
+    let rows = models.iter().map(|model| compare(model)).collect::<Result<Vec<_>>>()?.concat();
+    let mut table = String::from("| model | matrices | how | bytes | G weights/s |\n| --- | --- | --- | --- | --- |\n");
+    for Row { model, matrices, how, bytes, speed } in &rows {
+        table += &format!("| {model} | {matrices} | {how} | {bytes:.4} | {speed:.2} |\n");
+    }
+    println!("{table}");
+    // Of models that others do not have, nobody could make the figures again.
+    if usual {
+        let machine = machine();
+        let head = format!("# Lossless coding, two ends\n\n`cargo bench --bench lossless`; {machine}\n\n");
+        let rows: Vec<Value> = rows.iter().map(Row::record).collect();
+        let record = json!({"machine": machine, "rounds": ROUNDS, "rows": rows});
+        println!("written to {}", write_results("lossless", &record, &(head + &table))?.display());
+    }
+    Ok(())
+}
+
+/// One way to store the matrices of a model: bytes relative to bf16, and billions of weights a second.
+#[derive(Clone)]
+struct Row {
+    model: String,
+    matrices: usize,
+    how: String,
+    bytes: f64,
+    speed: f64,
+}
+
+impl Row {
+    fn record(&self) -> Value {
+        let Row { model, matrices, how, bytes, speed } = self;
+        json!({"model": model, "matrices": matrices, "how": how, "bytes": bytes, "gweights_per_second": speed})
+    }
 }
 
 /// A layer with normally distributed weights, as wide as a model of 8 billion.
@@ -68,7 +103,7 @@ struct Matrix {
     huffman: Vec<Vec<u8>>,
 }
 
-fn compare(model: &Path) -> Result {
+fn compare(model: &Path) -> Result<Vec<Row>> {
     let out = tempfile::tempdir()?;
     layerstream(&["pack".as_ref(), model, "--to".as_ref(), "lossless".as_ref(), "--out".as_ref(), out.path()])?;
     let (before, after) = (Checkpoint::open(model)?, Checkpoint::open(out.path())?);
@@ -98,12 +133,15 @@ fn compare(model: &Path) -> Result {
         }
     });
     rows.push(("entropy coded (zstd), exponents decoded".into(), bytes(&huffman), unpacked));
-    let (name, count) = (model.file_name().unwrap_or_default().to_string_lossy(), matrices.len());
-    for (how, bytes, time) in rows {
-        let speed = weights as f64 / time.as_secs_f64() / 1e9;
-        println!("| {name} | {count} | {how} | {bytes:.4} | {speed:.2} |");
-    }
-    Ok(())
+    let name = model.file_name().unwrap_or_default().to_string_lossy();
+    let row = |(how, bytes, time): (String, f64, Duration)| Row {
+        model: name.to_string(),
+        matrices: matrices.len(),
+        how,
+        bytes,
+        speed: weights as f64 / time.as_secs_f64() / 1e9,
+    };
+    Ok(rows.into_iter().map(row).collect())
 }
 
 fn matrix(before: &Checkpoint, after: &Checkpoint, tensor: &Tensor, to: Packed) -> Result<Matrix> {

@@ -7,10 +7,12 @@ mod agree;
 mod choose;
 mod encode;
 mod files;
+mod lock;
 mod lossless;
 mod manifest;
 mod reading;
 mod shard;
+mod source;
 mod verify;
 
 #[cfg(test)]
@@ -24,7 +26,8 @@ use crate::disk::Checksums;
 use crate::error::{Error, Result};
 
 use files::Steps;
-use manifest::{MANIFEST, Manifest};
+use lock::Lock;
+use manifest::{MANIFEST, Manifest, Shard};
 pub(crate) use verify::verify;
 
 use crate::encoding::Packed;
@@ -44,6 +47,8 @@ pub(crate) struct Options {
     pub threads: usize,
     /// For tests: end the process at this operation on files, as a loss of power would.
     pub abort_at: Option<u64>,
+    /// For tests: the file to which every operation on files is written before it is done.
+    pub steps_to: Option<PathBuf>,
 }
 
 /// What was done.
@@ -57,6 +62,8 @@ pub(crate) struct Report {
     pub transposed: usize,
     /// Those that would not get smaller without loss.
     pub kept: usize,
+    /// Files of the source that were to be deleted and stay, as other snapshots in the Hub's cache have them, too.
+    pub shared: usize,
 }
 
 /// Packs the model in the directory `source` into the directory `out`, or goes on with that. `progress` is told bytes of the
@@ -72,40 +79,46 @@ pub(crate) fn pack(
     options: &Options,
     progress: &(dyn Fn(u64, u64) + Sync),
 ) -> Result<Report> {
-    let steps = Steps::new(options.abort_at);
+    let steps = Steps::new(options.abort_at, options.steps_to.as_deref())?;
+    // Where there is nothing yet, there shall be nothing if it turns out that nothing can be packed.
+    let chosen = if out.exists() { None } else { Some(choose(source, out, options, progress)?) };
+    steps.step("create", out);
+    fs::create_dir_all(out).map_err(Error::io(out, "create"))?;
+    let _lock = Lock::take(out)?;
+    files::sync_above(out, &steps)?;
     let begun = Manifest::read(out)?;
     let twice = begun.is_none() && matches!(options.to, Packed::Lossless { .. });
-    let mut manifest = match begun {
-        Some(manifest) => manifest.continued(out, options)?,
-        None => begin(source, out, options, &steps, progress)?,
+    let mut manifest = match (begun, chosen) {
+        (Some(manifest), _) => manifest.continued(out, options)?,
+        (None, Some(chosen)) => begin(chosen, source, out, &steps)?,
+        (None, None) => begin(choose(source, out, options, progress)?, source, out, &steps)?,
     };
     if !manifest.finished {
         verify::small_files(out, &manifest.small)?;
     }
-    if let Some(missing) = manifest.shards.iter().find(|s| !s.packed && !source_path(source, &s.source).exists()) {
-        let path = source_path(source, &missing.source);
-        let problem = format!("is not there, and {} was not made from it yet", missing.file);
-        return Err(Error::Checkpoint { path, problem });
-    }
+    require_source(source, out, &manifest)?;
+    remove_unrecorded(out, &manifest, &steps)?;
     require_room(out, &manifest)?;
     let total = manifest.shards.iter().map(|shard| shard.source_bytes).sum();
     let ahead = if twice { total } else { 0 };
     let progress = |done| progress(ahead + done, ahead + total);
-    let mut done = 0;
+    let (mut done, mut shared) = (0, 0);
     for i in 0..manifest.shards.len() {
-        let from = source_path(source, &manifest.shards[i].source);
+        let from = source::directory(source).join(&manifest.shards[i].source);
         if !manifest.shards[i].packed {
             let tell = |bytes| progress(done + bytes);
+            source::require(&from, out, &manifest, &manifest.shards[i])?;
             shard::write(&from, out, &mut manifest.shards[i], options, &steps, &tell)?;
-            manifest.shards[i].packed = true;
+            manifest.packed(i);
             manifest.write(out, &steps)?;
         } else if options.delete_original && from.exists() {
-            // Interrupted between the two: what was safe then should be so now.
-            shard::require_source(&from, out, &manifest.shards[i])?;
-            verify::shard(out, &manifest.shards[i])?;
+            // Interrupted between the two: what was safe then should be so now, and what it was made from be the same.
+            let threads = shard::threads(&manifest.shards[i], options)?;
+            source::require_whole(&from, out, &manifest.shards[i], threads)?;
+            verify::shard(out, &manifest.shards[i], threads)?;
         }
         if options.delete_original && from.symlink_metadata().is_ok() {
-            files::delete(&from, &steps)?;
+            shared += usize::from(files::delete_original(&from, &steps)?);
         }
         done += manifest.shards[i].source_bytes;
         progress(done);
@@ -123,6 +136,7 @@ pub(crate) fn pack(
         packed: manifest.shards.iter().flat_map(|shard| &shard.tensors).filter(|t| t.packed.is_some()).count(),
         transposed: manifest.transposed,
         kept: manifest.kept,
+        shared,
     })
 }
 
@@ -147,20 +161,27 @@ pub fn parse_manifest(path: &Path, bytes: &[u8]) -> Result<()> {
     Manifest::parse(path, bytes).map(drop)
 }
 
-/// Chooses what becomes of every tensor, and copies the small files.
-fn begin(
-    source: &Path,
-    out: &Path,
-    options: &Options,
-    steps: &Steps,
-    progress: &(dyn Fn(u64, u64) + Sync),
-) -> Result<Manifest> {
-    let mut manifest = Manifest::new(options, choose::small_files(&source_dir(source))?);
+/// Whether a packing into `out` was begun that can go on with what is in this directory.
+///
+/// # Errors
+/// A manifest that cannot be read.
+pub(crate) fn goes_on_with(source: &Path, out: &Path) -> Result<bool> {
+    let left = |manifest: Manifest| manifest.shards.into_iter().filter(|shard| !shard.packed);
+    Ok(Manifest::read(out)?.is_some_and(|manifest| left(manifest).all(|shard| source.join(shard.source).exists())))
+}
+
+/// Chooses what becomes of every tensor.
+fn choose(source: &Path, out: &Path, options: &Options, progress: &(dyn Fn(u64, u64) + Sync)) -> Result<Manifest> {
+    let mut manifest = Manifest::new(options, choose::small_files(&source::directory(source))?);
     require_ours(out, &manifest)?;
     choose::choose(&mut manifest, source, options, &|read, of| progress(read, 2 * of))?;
-    fs::create_dir_all(out).map_err(Error::io(out, "create"))?;
+    Ok(manifest)
+}
+
+/// Copies the small files, and writes what is to be done.
+fn begin(mut manifest: Manifest, source: &Path, out: &Path, steps: &Steps) -> Result<Manifest> {
     for small in &mut manifest.small {
-        let from = source_dir(source).join(&small.file);
+        let from = source::directory(source).join(&small.file);
         let bytes = fs::read(&from).map_err(Error::io(&from, "read"))?;
         small.bytes = bytes.len() as u64;
         small.sum = files::sum(&bytes);
@@ -187,22 +208,27 @@ fn require_ours(out: &Path, manifest: &Manifest) -> Result<()> {
     Ok(())
 }
 
-/// The directory of a model that was named by its directory or by its only file.
-fn source_dir(source: &Path) -> PathBuf {
-    match source.is_dir() {
-        true => source.to_path_buf(),
-        // Its file may be deleted already, and a directory is not.
-        false => source.parent().unwrap_or(Path::new(".")).to_path_buf(),
+/// Refuses a source that lacks what is left to do, or is another one.
+fn require_source(source: &Path, out: &Path, manifest: &Manifest) -> Result<()> {
+    let path = |shard: &Shard| source::directory(source).join(&shard.source);
+    if let Some(missing) = manifest.shards.iter().find(|shard| !shard.packed && !path(shard).exists()) {
+        let problem = format!("is not there, and {} was not made from it yet", missing.file);
+        return Err(Error::Checkpoint { path: path(missing), problem });
     }
+    source::require_same(source, out, manifest)
 }
 
-fn source_path(source: &Path, file: &str) -> PathBuf {
-    source_dir(source).join(file)
+/// Removes files that got their names, but whose run ended before the manifest said so: they are made again, and where the
+/// drive is full, there would be no room for both.
+fn remove_unrecorded(out: &Path, manifest: &Manifest, steps: &Steps) -> Result<()> {
+    let unrecorded = manifest.shards.iter().filter(|shard| !shard.packed).map(|shard| out.join(&shard.file));
+    unrecorded.filter(|path| path.symlink_metadata().is_ok()).try_for_each(|path| files::remove(&path, steps))
 }
 
 /// Refuses to begin what would not fit. What deleting will free is not counted on.
 fn require_room(out: &Path, manifest: &Manifest) -> Result<()> {
     let needed: u64 = manifest.shards.iter().filter(|shard| !shard.packed).map(|shard| shard.bytes).sum();
+    let needed = if manifest.finished { 0 } else { needed + manifest.bytes_to_come() };
     let room = rustix::fs::statvfs(out).map_err(|e| Error::io(out, "ask for the free space")(e.into()))?;
     let begun = manifest.shards.iter().filter_map(|shard| fs::metadata(files::partial(&out.join(&shard.file))).ok());
     let begun: u64 = begun.map(|metadata| std::os::unix::fs::MetadataExt::blocks(&metadata) * 512).sum();

@@ -2,6 +2,19 @@
 //! computes with exactly those numbers; and whenever packing ends, source or result is complete.
 #![cfg(feature = "cli")]
 
+#[path = "pack/hub.rs"]
+mod hub;
+#[path = "pack/memory.rs"]
+mod memory;
+#[path = "pack/order.rs"]
+mod order;
+#[path = "pack/room.rs"]
+mod room;
+#[path = "pack/sources.rs"]
+mod sources;
+#[path = "pack/together.rs"]
+mod together;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -443,9 +456,11 @@ fn few<'a>(to: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     [&["--to", to, "--ram", "256KiB", "--threads", "2"], more].concat()
 }
 
+const SHARDS: [&str; 2] = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
+
 /// Every tensor of the original is either whole in the source, or whole in the result.
 fn nothing_is_lost(source: &Path, out: &Path, original: &Path, finished: &Path) {
-    for shard in ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"] {
+    for shard in SHARDS {
         let same = |dir: &Path, reference: &Path| match fs::read(dir.join(shard)) {
             Ok(bytes) => bytes == fs::read(reference.join(shard)).unwrap(),
             Err(_) => false,
@@ -530,76 +545,32 @@ fn killed_at_any_time_nothing_is_lost() {
     }
 }
 
-#[test]
-fn another_source_is_not_mixed_in() {
-    let (source, out) = (copy_of_demo(), tempfile::tempdir().unwrap());
-    let output = pack(source.path(), out.path(), &["--to", "nf4", "--ram", "128KiB", "--abort-at", "60"]);
-    assert_eq!(output.status.code(), None);
-    for shard in ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"] {
-        let path = source.path().join(shard);
-        let mut bytes = fs::read(&path).unwrap();
-        bytes[100_000] ^= 1;
-        fs::write(&path, bytes).unwrap();
-    }
-    fails(&pack(source.path(), out.path(), &["--to", "nf4"]), &["is not the file that"]);
+/// A model of random weights in one file: layers of 34 MB.
+fn synthetic(dir: &Path, layers: usize) -> PathBuf {
+    let config = serde_json::json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 1024, "intermediate_size": 4096,
+        "num_hidden_layers": layers, "num_attention_heads": 8, "num_key_value_heads": 8, "vocab_size": 1000,
+        "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu",
+        "tie_word_embeddings": false, "torch_dtype": "bfloat16",
+    });
+    let file = dir.join("shape.json");
+    fs::write(&file, config.to_string()).unwrap();
+    let model = dir.join("model");
+    succeeds(&layerstream().arg("synth").arg("--config").arg(&file).arg("--out").arg(&model).output().unwrap());
+    model
 }
 
 #[test]
 fn files_larger_than_what_is_synced_at_once_are_whole() {
     let (source, once, again) =
         (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let config = serde_json::json!({
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 1024, "intermediate_size": 4096,
-        "num_hidden_layers": 9, "num_attention_heads": 8, "num_key_value_heads": 8, "vocab_size": 1000,
-        "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu",
-        "tie_word_embeddings": false, "torch_dtype": "bfloat16",
-    });
-    let file = source.path().join("shape.json");
-    fs::write(&file, config.to_string()).unwrap();
-    let model = source.path().join("model");
-    succeeds(&layerstream().arg("synth").arg("--config").arg(&file).arg("--out").arg(&model).output().unwrap());
+    let model = synthetic(source.path(), 9);
     succeeds(&pack(&model, once.path(), &["--to", "int8", "--threads", "1"]));
     succeeds(&pack(&model, again.path(), &["--to", "int8", "--threads", "7"]));
     succeeds(&verify(once.path()));
     let [once, again] = [once, again].map(|dir| fs::read(dir.path().join("model.safetensors")).unwrap());
     assert!(once.len() > 2 * (64 << 20), "{} bytes are too few to test anything", once.len());
     assert!(once == again);
-}
-
-/// A drive of its own, first with no room for the result, then with none for the manifest, then with enough.
-const SMALL_DRIVE: &str = r#"
-    program=$1 model=$2 drive=$3 bytes=$4
-    mount -t tmpfs -o size=1m none "$drive" || exit 77
-    pack() { "$program" pack "$model" --to int8 --delete-original --out "$drive/out" 2>&1; }
-    pack && exit 1
-    mount -o remount,size=$bytes "$drive"
-    pack && exit 2
-    "$program" verify "$drive/out" && exit 3
-    mount -o remount,size=64m "$drive"
-    pack && "$program" verify "$drive/out" 2>&1
-"#;
-
-#[test]
-fn a_full_drive_is_an_error_that_says_what_to_do_and_nothing_is_lost() {
-    let (source, drive) = (copy_of_demo(), tempfile::tempdir().unwrap());
-    let finished = tempfile::tempdir().unwrap();
-    succeeds(&pack(&demo(), finished.path(), &["--to", "int8"]));
-    let size = |entry: std::io::Result<fs::DirEntry>| entry.unwrap().metadata().unwrap().len().next_multiple_of(4096);
-    // All but the last page: the files of tensors fit, which is all that is asked for at the beginning.
-    let all: u64 = fs::read_dir(finished.path()).unwrap().map(size).sum::<u64>() - 4096;
-    let mut command = Command::new("unshare");
-    command.args(["--map-root-user", "--mount", "sh", "-c", SMALL_DRIVE, "sh"]).arg(env!("CARGO_BIN_EXE_layerstream"));
-    let output = command.arg(source.path()).arg(drive.path()).arg(all.to_string()).output();
-    let text = output.as_ref().map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
-    match &output {
-        Ok(output) if output.status.success() => {}
-        // `unshare` itself ends with 1 and says nothing on standard output.
-        Ok(output) if output.status.code() != Some(77) && !text.is_empty() => panic!("{:?}: {text}", output.status),
-        other => return println!("SKIPPED: no drive of its own can be mounted here: {other:?}"),
-    }
-    assert!(text.contains("will be written, but"), "{text}");
-    assert!(text.contains("free some room and run the same command again: it goes on where it stopped"), "{text}");
-    assert!(text.contains("all as they were written"), "{text}");
 }
 
 /// SHA-256 over the matrices of the demo model by name, of each the codes and then the absolute maxima (float32), as

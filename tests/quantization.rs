@@ -2,19 +2,27 @@
 //! that is not implemented is refused by name.
 
 use std::fs;
-use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use layerstream::encoding::Encoding;
 use layerstream::program::Program;
 use layerstream::{Options, Outline};
+use safetensors::{SafeTensors, serialize_to_file};
 use serde_json::{Value, json};
 
 /// A golden case with changes to its configuration.
 fn open(case: &str, change: impl Fn(&mut Value)) -> layerstream::Result<Program> {
+    open_as(case, change, str::to_owned)
+}
+
+/// The same with its tensors by other names.
+fn open_as(case: &str, change: impl Fn(&mut Value), name: impl Fn(&str) -> String) -> layerstream::Result<Program> {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models").join(case);
     let dir = tempfile::tempdir().unwrap();
-    symlink(golden.join("model.safetensors"), dir.path().join("model.safetensors")).unwrap();
+    let file = fs::read(golden.join("model.safetensors")).unwrap();
+    let tensors = SafeTensors::deserialize(&file).unwrap();
+    let tensors = tensors.iter().map(|(old, view)| (name(old), view));
+    serialize_to_file(tensors, None, &dir.path().join("model.safetensors")).unwrap();
     let mut config = serde_json::from_slice(&fs::read(golden.join("config.json")).unwrap()).unwrap();
     change(&mut config);
     fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
@@ -49,6 +57,21 @@ fn factors_are_for_blocks_rows_or_all() {
     // The same layouts by other names.
     let fbgemm = |config: &mut Value| config["quantization_config"] = json!({"quant_method": "fbgemm_fp8"});
     assert_eq!(blocks(&open("ct_fp8_channel", fbgemm).unwrap()).len(), 14);
+    // Matrices by row beside others by block; blocks in the older spelling, and factors by compressed-tensors' name.
+    let both = |config: &mut Value| {
+        let groups = config["quantization_config"]["config_groups"].as_object_mut().unwrap();
+        let by_block =
+            json!({"weights": {"num_bits": 8, "type": "float", "strategy": "block", "block_structure": "128x128"}});
+        groups.insert("group_1".into(), by_block);
+    };
+    assert!(blocks(&open("ct_fp8_channel", both).unwrap()).iter().all(|(rows, _)| *rows == 1));
+    let compressed = |config: &mut Value| {
+        let weights = json!({"num_bits": 8, "type": "float", "strategy": "block", "block_structure": "128x128"});
+        config["quantization_config"] = json!({"quant_method": "compressed-tensors", "format": "float-quantized",
+            "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}}});
+    };
+    let renamed = open_as("fp8_block128", compressed, |name| name.replace("weight_scale_inv", "weight_scale")).unwrap();
+    assert_eq!(blocks(&renamed), [(128, 128); 14]);
     let older = |config: &mut Value| {
         config["compression_config"] = config.as_object_mut().unwrap().shift_remove("quantization_config").unwrap();
     };
@@ -83,6 +106,8 @@ fn what_is_not_implemented_is_named() {
     for version in ["gemv", "gemv_fast", "marlin", "exllama", "ipex"] {
         refused("fp8_block128", awq("version", json!(version)), &["AWQ", version, "not supported"]);
     }
+    let unnamed = json!({"quant_method": "awq", "bits": 4, "group_size": 128, "checkpoint_format": "gemv"});
+    refused("fp8_block128", method(unnamed), &["AWQ", "gemv", "not supported"]);
     refused("fp8_block128", awq("bits", json!(3)), &["AWQ", "3 bits", "not supported"]);
     refused("fp8_block128", awq("zero_point", json!(false)), &["AWQ", "zero_point", "not supported"]);
     let set =

@@ -63,6 +63,27 @@ fn every_form_is_what_it_says() {
     }
 }
 
+/// What AutoAWQ saved first: options in a file of their own, by older names.
+#[test]
+fn options_in_a_file_beside_the_configuration() {
+    let all = forms();
+    let form = all.iter().find(|form| form.name == "awq, groups of 32").unwrap();
+    let (quantised, plain) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (tensors, mut config) = make(Layout::Separate, form, None, quantised.path(), plain.path());
+    let expected = run(quantised.path(), 1 << 30);
+    config.as_object_mut().unwrap().remove("quantization_config");
+    write(quantised.path(), &tensors, &config);
+    let options = |version: &str| {
+        let options = serde_json::json!({"zero_point": true, "q_group_size": 32, "w_bit": 4, "version": version});
+        std::fs::write(quantised.path().join("quant_config.json"), options.to_string()).unwrap();
+    };
+    options("GEMM");
+    assert!(run(quantised.path(), 1 << 30) == expected);
+    options("GEMV");
+    let error = Model::open(quantised.path(), &self::options(1 << 30)).err().expect("an error").to_string();
+    assert!(error.contains("AWQ") && error.contains("GEMV"), "{error}");
+}
+
 #[test]
 fn a_wrong_definition_is_noticed() {
     for form in forms() {
@@ -190,6 +211,18 @@ fn what_contradicts_is_named() {
     let packed = form("packed, 4 bits, groups of 32, zeros");
     refused(packed, shape("weight_packed", &[64, 16]), &["q_proj.weight_packed", "[64, 16]", "[64, 8]"]);
     refused(packed, shape("weight_zero_point", &[8, 4]), &["weight_zero_point", "[8, 4]", "[8, 2]"]);
+    let several = form("packed, 4 bits, groups of 32 and of 16, zeros or none");
+    refused(
+        several,
+        shape("weight_scale", &[64, 8]),
+        &["q_proj.weight_scale", "[64, 8]", "none of the 3 ways", "[64, 64]"],
+    );
+    for (name, method) in
+        [("gptq v2", "GPTQ or AWQ"), ("nf4, blocks of 64", "bitsandbytes"), ("llm.int8", "bitsandbytes")]
+    {
+        let without = |_: &mut Vec<Stored>, config: &mut Value| config["quantization_config"] = Value::Null;
+        refused(form(name), without, &["layers.0.", method, "`quantization_config` is missing", "quant_config.json"]);
+    }
     let says = |tensors: &mut Vec<Stored>, _: &mut Value| tensor(tensors, "weight_shape").bytes[0] = 63;
     refused(packed, says, &["weight_shape", "[63, 64]", "[64, 64]"]);
     let ordered = form("packed, 4 bits in any order, zeros");

@@ -357,7 +357,7 @@ pub struct Pack {
     #[arg(long)]
     pub head: bool,
     /// Delete each file of MODEL as soon as all that came from it is packed, synced and read back; of links, such as in
-    /// the Hub's cache, what they lead to as well
+    /// the Hub's cache, what they lead to as well, unless other snapshots have it, too
     #[arg(long)]
     pub delete_original: bool,
     /// Memory for rows on their way
@@ -369,6 +369,9 @@ pub struct Pack {
     /// For tests: end the process at this operation on files
     #[arg(long, value_name = "N", hide = true)]
     pub abort_at: Option<u64>,
+    /// For tests: write every operation on files there, before it is done
+    #[arg(long, value_name = "FILE", hide = true)]
+    pub steps_to: Option<PathBuf>,
 }
 
 /// What `pack` makes.

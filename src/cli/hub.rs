@@ -30,6 +30,11 @@ pub fn local_at(path: &Path, hub_args: &args::Hub, need: Need) -> Result<PathBuf
     shown(&hub, || hub.open(path, need))
 }
 
+/// The directory that the cache has for a model that is a repository, whatever of it is there.
+pub fn snapshot(model: &args::Model) -> Option<PathBuf> {
+    hub(&model.hub).snapshot(&model.path)
+}
+
 pub fn pull(args: &args::Pull) -> Result<()> {
     let named = args.repo.to_str().and_then(Repo::parse);
     let Some(repo) = named else {

@@ -1,5 +1,6 @@
 //! `pack` and `verify`, with a progress bar.
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -8,12 +9,12 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::encoding::Packed;
 use crate::error::{Error, Result};
 use crate::hub::Need;
-use crate::pack::{Options, pack, verify};
+use crate::pack::{Options, goes_on_with, pack, verify};
 
 use super::args::{self, PackTo};
-use super::hub::local;
+use super::hub::{local, snapshot};
 use super::output::tell;
-use super::table::data;
+use super::table::{count, data};
 
 pub fn run(args: &args::Pack) -> Result<()> {
     let to = match (args.to, args.block, args.double_quant) {
@@ -38,10 +39,11 @@ pub fn run(args: &args::Pack) -> Result<()> {
         ram: args.ram,
         threads,
         abort_at: args.abort_at,
+        steps_to: args.steps_to.clone(),
     };
     let bar = bar();
     let most = AtomicU64::new(0);
-    let packed = pack(&local(&args.model, Need::Model)?, &args.out, &options, &|done, all| {
+    let packed = pack(&source(args)?, &args.out, &options, &|done, all| {
         bar.set_length(all);
         // Threads may overtake each other on the way here.
         bar.set_position(most.fetch_max(done, Ordering::Relaxed).max(done));
@@ -57,12 +59,26 @@ pub fn run(args: &args::Pack) -> Result<()> {
     if report.kept > 0 {
         left += &format!("; {} are not bf16, or would hardly get smaller, and stay as they are", report.kept);
     }
+    if report.shared > 0 {
+        left += &format!(
+            "; of {} the Hub's cache keeps the blob, since other snapshots have it, too",
+            count(report.shared as u64, "file")
+        );
+    }
     let out = args.out.display();
     tell(format!(
         "{out}: {before} became {after} ({percent:.1} %), {matrices} tensors packed as {}{left}\n",
         to.name()
     ));
     Ok(())
+}
+
+/// Where the source is. Of a repository from which files were deleted already, what is left is what is needed.
+fn source(args: &args::Pack) -> Result<PathBuf> {
+    match snapshot(&args.model) {
+        Some(dir) if goes_on_with(&dir, &args.out)? => Ok(dir),
+        _ => local(&args.model, Need::Model),
+    }
 }
 
 pub fn check(args: &args::Verify) -> Result<()> {

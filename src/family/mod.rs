@@ -167,6 +167,7 @@ pub fn program_of(checkpoint: &Checkpoint, config: &Config, own: &[Family]) -> R
     };
     let config = config.text()?;
     let quantization = Quantization::read(&config)?;
+    quantization.require_explained(&config, checkpoint)?;
     let mut program = (family.build)(&config, Builder::new(family.name, checkpoint, quantization))?;
     if let Some(metadata) = checkpoint.metadata() {
         gguf::finish(&mut program, metadata)?;

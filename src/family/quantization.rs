@@ -16,6 +16,7 @@
 
 use serde_json::{Map, Value};
 
+use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 
 use super::Config;
@@ -80,12 +81,9 @@ impl Quantization {
     /// # Errors
     /// A method, or an option of one, that is not implemented.
     pub fn read(config: &Config) -> Result<Quantization> {
-        let older = config.beside("quantize_config.json")?;
-        let section = match (config.section("quantization_config")?, config.section("compression_config")?, &older) {
-            (Some(section), ..) | (_, Some(section), _) => section,
-            // As AutoGPTQ wrote it first.
-            (_, _, Some(section)) => return gptq(config, section),
-            _ => return Ok(Quantization::None),
+        let section = match (config.section("quantization_config")?, config.section("compression_config")?) {
+            (Some(section), _) | (_, Some(section)) => section,
+            _ => return beside(config),
         };
         let method = text(section, "quant_method").unwrap_or("unnamed");
         match method {
@@ -114,10 +112,45 @@ impl Quantization {
             return Some((rows, cols));
         }
         match (shape, block) {
-            ([count] | [count, 1], None) if *count == rows => Some((1, cols)),
             ([down, across], Some((r, c))) if *down == rows.div_ceil(r) && *across == cols.div_ceil(c) => Some((r, c)),
+            // By row, be it that other matrices are by block.
+            ([count], None) | ([count, 1], _) if *count == rows => Some((1, cols)),
             _ => None,
         }
+    }
+
+    /// Refuses a checkpoint with tensors that only quantisation leaves, of which no configuration says anything.
+    ///
+    /// # Errors
+    /// The first such tensor, the method that it is of, and what is missing.
+    pub fn require_explained(&self, config: &Config, checkpoint: &Checkpoint) -> Result<()> {
+        if *self != Quantization::None || checkpoint.metadata().is_some() {
+            return Ok(());
+        }
+        let method = |name: &str| match name {
+            _ if name.contains(".quant_state.bitsandbytes__") || name.ends_with(".SCB") => Some("bitsandbytes"),
+            _ if name.ends_with(".qweight") => Some("GPTQ or AWQ"),
+            _ if name.ends_with(".weight_packed") => Some("compressed-tensors"),
+            _ => None,
+        };
+        let found = checkpoint.tensors().find_map(|tensor| Some((&tensor.name, method(&tensor.name)?)));
+        found.map_or(Ok(()), |(name, method)| {
+            Err(config.problem(format!(
+                "the tensor `{name}` was quantized with {method}, but `quantization_config` is missing here, and so are \
+                 quantize_config.json and quant_config.json beside it: take them from where the weights come from"
+            )))
+        })
+    }
+}
+
+/// What files beside the configuration say, where it says nothing: GPTQ's as AutoGPTQ wrote them first, AWQ's as AutoAWQ did.
+fn beside(config: &Config) -> Result<Quantization> {
+    if let Some(section) = config.beside("quantize_config.json")? {
+        return gptq(config, &section);
+    }
+    match config.beside("quant_config.json")? {
+        Some(section) if section.contains_key("w_bit") || section.contains_key("q_group_size") => awq(config, &section),
+        _ => Ok(Quantization::None),
     }
 }
 
@@ -152,7 +185,8 @@ fn compressed(config: &Config, section: &Map<String, Value>) -> Result<Quantizat
                     Some(other) => return refuse(format!("weights by `{other}`")),
                 }
             }
-            ("int", 8, _) | ("int", 4, true) => integers.push(Integers {
+            // Numbers of 4 bits that are not in words are in bytes of their own.
+            ("int", 4 | 8, _) => integers.push(Integers {
                 bits,
                 packed,
                 symmetric: weights.get("symmetric") != Some(&Value::Bool(false)),
@@ -210,7 +244,8 @@ fn gptq(config: &Config, section: &Map<String, Value>) -> Result<Quantization> {
 
 fn awq(config: &Config, section: &Map<String, Value>) -> Result<Quantization> {
     let refuse = |what: String| Err(config.unsupported(format!("AWQ with {what}")));
-    let version = text(section, "version").or(text(section, "format")).unwrap_or("gemm");
+    let version =
+        ["version", "format", "checkpoint_format"].iter().find_map(|key| text(section, key)).unwrap_or("gemm");
     if !version.eq_ignore_ascii_case("gemm") {
         return refuse(format!("weights in the version `{version}` (gemm is)"));
     }
@@ -241,12 +276,16 @@ fn is_set(section: &Map<String, Value>, key: &str) -> bool {
     section.get(key) == Some(&Value::Bool(true))
 }
 
-/// A list of two sizes: rows and columns.
+/// Two sizes, rows and columns, as a list or a text such as `128x128`.
 fn block_size(config: &Config, section: &Map<String, Value>, key: &str) -> Result<Option<Block>> {
     let Some(value) = section.get(key).filter(|value| !value.is_null()) else { return Ok(None) };
-    let sizes = value.as_array().map(|sizes| sizes.iter().map(Value::as_u64).collect::<Vec<_>>());
-    match sizes.as_deref() {
-        Some(&[Some(rows), Some(cols)]) if rows > 0 && rows < 1 << 31 && cols.is_power_of_two() && cols >= 16 => {
+    let sizes = match value {
+        // As compressed-tensors wrote it first.
+        Value::String(text) => text.split('x').map(|size| size.parse().ok()).collect(),
+        _ => value.as_array().map_or(Vec::new(), |sizes| sizes.iter().map(Value::as_u64).collect::<Vec<_>>()),
+    };
+    match sizes[..] {
+        [Some(rows), Some(cols)] if rows > 0 && rows < 1 << 31 && cols.is_power_of_two() && cols >= 16 => {
             Ok(Some((rows as usize, cols as usize)))
         }
         _ => Err(config.unsupported(format!("`{key}`: {value} (quantization_config)"))),

@@ -157,10 +157,9 @@ impl Builder<'_> {
             (None, None) => return self.checkpoint.require(&packed).map(|_| None),
         };
         let is_packed = tensor.dtype == Dtype::I32;
-        let ways: Vec<_> = options.iter().filter(|o| o.packed == is_packed && o.bits == bits).collect();
-        let Some((way, true)) = ways.first().map(|way| (**way, ways.iter().all(|other| other == way))) else {
-            return Err(self.unsupported(&tensor, &format!("in one of {} ways with {bits} bits", ways.len())));
-        };
+        let ways: Vec<_> =
+            options.iter().filter(|o| o.packed == is_packed && (o.bits == bits || !is_packed)).copied().collect();
+        let way = self.integer_way(wanted, &ways, &tensor)?;
         let shape = wanted.sibling("weight_shape");
         if let Some(shape) = self.checkpoint.get(&shape) {
             self.same_shape(shape, [all, cols])?;
@@ -182,6 +181,36 @@ impl Builder<'_> {
             groups.parts.insert(0, index);
         }
         Ok(Some(in_rows(tensor, encoding, wanted, groups)))
+    }
+
+    /// In which of these ways the integers of a matrix are meant: where there are several, as its scales and zeros say.
+    fn integer_way(&self, wanted: &Wanted, ways: &[Integers], of: &Tensor) -> Result<Integers> {
+        let Wanted { all, cols, .. } = *wanted;
+        match ways {
+            [] => return Err(self.unsupported(of, "which no group of the `quantization_config` explains,")),
+            [way, others @ ..] if others.iter().all(|other| other == way) => return Ok(*way),
+            _ => {}
+        }
+        let scale = self.checkpoint.require(&wanted.sibling("weight_scale"))?;
+        let has_zeros = self.checkpoint.get(&wanted.sibling("weight_zero_point")).is_some();
+        let fits = |way: &&Integers| match way.scale {
+            ScaleFor::All => scale.shape.iter().product::<usize>() == 1,
+            ScaleFor::Row => scale.shape == [all, 1],
+            ScaleFor::Group(size) => cols.is_multiple_of(size) && scale.shape == [all, cols / size],
+        };
+        let fitting = || ways.iter().filter(fits);
+        // Some files have zeros of symmetric matrices, too.
+        let way = fitting().find(|way| way.symmetric != has_zeros).or_else(|| fitting().find(|way| way.symmetric));
+        way.copied().ok_or_else(|| {
+            let zeros = if has_zeros { "with zeros" } else { "without zeros" };
+            let problem = format!(
+                "its shape is {:?}, {zeros}, which is none of the {} ways that the `quantization_config` has for {:?}",
+                scale.shape,
+                ways.len(),
+                [all, cols]
+            );
+            self.contradicts(scale, problem)
+        })
     }
 
     /// Which group every column is in, where compressed-tensors says so; -1 says that groups are runs of columns.

@@ -61,14 +61,18 @@ impl Cache {
 
     /// The snapshot of a repository, if it has what is needed.
     pub fn find(&self, repo: &Repo, need: Need) -> Option<PathBuf> {
+        self.snapshot(repo).filter(|dir| has(dir, need))
+    }
+
+    /// Where the snapshot of a repository is, if there is one.
+    pub fn snapshot(&self, repo: &Repo) -> Option<PathBuf> {
         let folder = self.folder(repo);
         let commit = match fs::read_to_string(folder.join("refs").join(repo.revision())) {
             Ok(commit) => commit.trim().to_owned(),
             // A commit is its own name.
             Err(_) => repo.revision().to_owned(),
         };
-        let dir = folder.join("snapshots").join(Some(commit).filter(|commit| is_commit(commit))?);
-        has(&dir, need).then_some(dir)
+        Some(folder.join("snapshots").join(Some(commit).filter(|commit| is_commit(commit))?))
     }
 
     pub fn list(&self) -> Result<Vec<Cached>> {
@@ -94,6 +98,39 @@ impl Cache {
         }
         Ok(list)
     }
+}
+
+/// The other links of a repository's snapshots to the blob that this one leads to; none of a link that is in no cache.
+///
+/// # Errors
+/// Snapshots that cannot be listed.
+pub(crate) fn other_links(link: &Path) -> Result<Vec<PathBuf>> {
+    let blob = fs::canonicalize(link).map_err(Error::io(link, "open"))?;
+    let blobs = blob.parent().filter(|dir| dir.ends_with("blobs"));
+    let Some(folder) = blobs.and_then(Path::parent) else { return Ok(Vec::new()) };
+    let is_itself = |other: &Path| {
+        let dir = |path: &Path| {
+            fs::canonicalize(path.parent().filter(|dir| *dir != Path::new("")).unwrap_or(Path::new("."))).ok()
+        };
+        other.file_name() == link.file_name() && dir(other) == dir(link)
+    };
+    let mut found = links(&folder.join("snapshots"), &blob)?;
+    found.retain(|other| !is_itself(other));
+    Ok(found)
+}
+
+/// The links to a file in a directory and those in it.
+fn links(dir: &Path, to: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for name in names(dir)? {
+        let path = dir.join(name);
+        if path.is_symlink() {
+            found.extend(fs::canonicalize(&path).is_ok_and(|target| target == to).then_some(path));
+        } else if path.is_dir() {
+            found.extend(links(&path, to)?);
+        }
+    }
+    Ok(found)
 }
 
 /// Whether a directory has what is needed. Links to nothing do not count.

@@ -4,9 +4,10 @@ use super::cache::Need;
 use super::gguf;
 
 /// Files beside the weights.
-const SMALL: [&str; 11] = [
+const SMALL: [&str; 12] = [
     "config.json",
     "quantize_config.json",
+    "quant_config.json",
     "generation_config.json",
     "tokenizer.json",
     "tokenizer.model",

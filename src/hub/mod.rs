@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 
+pub(crate) use cache::other_links;
 pub use cache::{Cached, Need};
 pub use options::HubOptions;
 pub use progress::HubProgress;
@@ -47,12 +48,16 @@ impl Hub {
     /// # Errors
     /// As [`pull`](Hub::pull).
     pub fn open(&self, model: &Path, need: Need) -> Result<PathBuf> {
-        let name = model.to_str().filter(|_| model.symlink_metadata().is_err());
-        let Some(repo) = name.and_then(Repo::parse) else { return Ok(model.to_path_buf()) };
+        let Some(repo) = named(model) else { return Ok(model.to_path_buf()) };
         match Cache::new(&self.options.cache).find(&repo, need) {
             Some(dir) => Ok(dir),
             None => self.fetch(&repo, &[], need),
         }
+    }
+
+    /// The directory that the cache has for a repository that a user names as a model, whatever of it is there.
+    pub fn snapshot(&self, model: &Path) -> Option<PathBuf> {
+        Cache::new(&self.options.cache).snapshot(&named(model)?).filter(|dir| dir.is_dir())
     }
 
     /// Brings a repository's newest state into the cache: what is needed to run the model, or, if `files` are given, the
@@ -101,6 +106,11 @@ impl Hub {
             ),
         ))
     }
+}
+
+/// The repository that a user names as a model, if there is no such path.
+fn named(model: &Path) -> Option<Repo> {
+    model.to_str().filter(|_| model.symlink_metadata().is_err()).and_then(Repo::parse)
 }
 
 /// An error about a repository.

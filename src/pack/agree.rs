@@ -45,6 +45,14 @@ pub fn check(path: &Path, manifest: &Manifest) -> Result<()> {
     if all.contains(&None) {
         return wrong("its files would be larger than any can be".into());
     }
+    let whole = |shard: &Shard| match manifest.is_older() {
+        true => shard.source_whole.is_empty(),
+        false => is_sum(&shard.source_whole) == shard.packed,
+    };
+    if let Some(shard) = shards.iter().find(|shard| !whole(shard)) {
+        let (source, found) = (excerpt(&shard.source), excerpt(&shard.source_whole));
+        return wrong(format!("the checksum of all of {source} is `{found}`, which it is not in such a manifest"));
+    }
     if let Some(shard) = shards.iter().find(|shard| manifest.finished && !shard.packed) {
         return wrong(format!("says that packing is finished, and {} is not written", excerpt(&shard.file)));
     }

@@ -6,10 +6,10 @@ use std::fs;
 use std::path::Path;
 
 use super::Options;
-use super::files::sum;
 use super::lossless::Measuring;
 use super::manifest::{Entry, Manifest, Shard, Small};
-use super::shard::{SOURCE_START, run_of};
+use super::shard::run_of;
+use super::source;
 use crate::checkpoint::{Checkpoint, Dtype, FileId, Tensor};
 use crate::encoding::{Encoding, Packed};
 use crate::error::{Error, Result};
@@ -24,11 +24,11 @@ const MAX_SMALL: u64 = 100_000_000;
 
 /// Gives the manifest of a packing that nothing was done of its shards. `tell` is told how many bytes of the source
 /// are read for that, and of how many.
-pub fn choose(manifest: &mut Manifest, source: &Path, options: &Options, tell: &dyn Fn(u64, u64)) -> Result<()> {
-    let checkpoint = Checkpoint::open(source)?;
+pub fn choose(manifest: &mut Manifest, model: &Path, options: &Options, tell: &dyn Fn(u64, u64)) -> Result<()> {
+    let checkpoint = Checkpoint::open(model)?;
     if checkpoint.metadata().is_some() {
         let what = "a GGUF file as a source of packing: pack the checkpoint it was made from".into();
-        return Err(Error::Unsupported { path: source.into(), what });
+        return Err(Error::Unsupported { path: model.into(), what });
     }
     let program = family::program(&checkpoint)?;
     let (chosen, transposed) = matrices(&checkpoint, &program, options)?;
@@ -60,7 +60,8 @@ pub fn choose(manifest: &mut Manifest, source: &Path, options: &Options, tell: &
             packed: false,
             source: name,
             source_bytes: file.len,
-            source_sum: start_of(&file.path)?,
+            source_sum: source::pieces_sum(&file.path, &source::pieces(file.len))?,
+            source_whole: String::new(),
             tensors: tensors.collect::<Result<_>>()?,
         };
         shard.place();
@@ -69,7 +70,7 @@ pub fn choose(manifest: &mut Manifest, source: &Path, options: &Options, tell: &
     manifest.transposed = transposed;
     match manifest.shards.iter().flat_map(|shard| &shard.tensors).any(|tensor| tensor.packed.is_some()) {
         true => Ok(()),
-        false => Err(nothing(source, manifest, options, &types(&checkpoint, &chosen))),
+        false => Err(nothing(model, manifest, options, &types(&checkpoint, &chosen))),
     }
 }
 
@@ -182,15 +183,6 @@ fn safetensors_name(name: &str) -> String {
         Some(_) => name.into(),
         None => format!("{}.safetensors", Path::new(name).file_stem().unwrap_or_default().to_string_lossy()),
     }
-}
-
-/// The checksum of a file's beginning, to know it again.
-pub fn start_of(path: &Path) -> Result<String> {
-    use std::io::Read;
-    let mut start = Vec::new();
-    let file = fs::File::open(path).map_err(Error::io(path, "open"))?;
-    file.take(SOURCE_START).read_to_end(&mut start).map_err(Error::io(path, "read"))?;
-    Ok(sum(&start))
 }
 
 /// Configuration, tokenizer and whatever else lies beside the weights.

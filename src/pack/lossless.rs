@@ -192,6 +192,37 @@ mod tests {
         }
     }
 
+    /// Normally distributed numbers, by Box and Muller.
+    fn normal(state: &mut u64, deviation: f64) -> [u8; 2] {
+        let mut uniform = || {
+            *state ^= *state << 13;
+            *state ^= *state >> 7;
+            *state ^= *state << 17;
+            ((*state >> 11) as f64 + 1.0) / (1u64 << 53) as f64
+        };
+        let (radius, angle) = ((-2.0 * uniform().ln()).sqrt(), std::f64::consts::TAU * uniform());
+        half::bf16::from_f64(deviation * radius * angle.cos()).to_le_bytes()
+    }
+
+    #[test]
+    fn normal_weights_take_no_more_than_72_hundredths() {
+        let (mut state, mut row) = (0x9e37_79b9_7f4a_7c15, Vec::new());
+        for columns in [1024, 4096] {
+            for eighth in 0..8 {
+                let deviation = 0.015_625 * (1.0 + f64::from(eighth) / 8.0);
+                let escapes = (0..(4 << 20) / columns).map(|_| {
+                    row.clear();
+                    row.extend((0..columns).map(|_| normal(&mut state, deviation)));
+                    Coded::of(&row).escapes
+                });
+                let packed = Packed::Lossless { escapes: escapes.max().unwrap() as u16 };
+                let share = packed.row_bytes(columns) as f64 / (2 * columns) as f64;
+                println!("{columns} columns, deviation {deviation:.4}: {share:.4}");
+                assert!(share <= 0.72, "{columns} columns, deviation {deviation}: {share}");
+            }
+        }
+    }
+
     #[test]
     fn what_is_packed_comes_back() {
         use crate::backend::cpu::Cpu;

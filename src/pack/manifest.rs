@@ -12,14 +12,19 @@ use serde_json::{Value, json};
 use super::Options;
 use super::agree::{self, ADVICE};
 use super::files::{Steps, replace, sum};
-use super::shard::{run_at, runs};
+use super::shard::{run_at, runs, runs_of};
+use super::source;
 use crate::checkpoint::{Checkpoint, CheckpointFile, Dtype, METADATA, Stored, Tensor, excerpt, json_problem};
 use crate::disk::{CheckedRun, Checksums};
 use crate::encoding::Packed;
 use crate::error::{Error, Result};
 
 pub(crate) const MANIFEST: &str = "layerstream-pack.json";
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
+/// The one before: its sources are known by their beginnings alone, and have no checksums of all their bytes.
+const OLDER: u32 = 2;
+/// As long as any checksum.
+const NO_SUM: &str = "00000000000000000000000000000000";
 /// Where tensors begin in a file if they can: at multiples of this, so that rows are read directly without a detour.
 pub const ALIGN: u64 = 4096;
 
@@ -62,8 +67,11 @@ pub(crate) struct Shard {
     /// The file that it is made from.
     pub source: String,
     pub source_bytes: u64,
-    /// Checksum of the beginning of the source.
+    /// Checksum of pieces of the source.
     pub source_sum: String,
+    /// Checksum of all of the source, once it was read.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub source_whole: String,
     /// In the order in which they lie in the file.
     pub tensors: Vec<Entry>,
 }
@@ -127,9 +135,11 @@ impl Manifest {
             Ok(manifest) => manifest,
             Err(error) => return refuse(format!("is no manifest: {}; {ADVICE}", json_problem(&error))),
         };
-        if manifest.version != VERSION {
+        if ![OLDER, VERSION].contains(&manifest.version) {
             let found = manifest.version;
-            return refuse(format!("is of version {found}, and this program knows {VERSION}: pack the model again"));
+            return refuse(format!(
+                "is of version {found}, and this program knows {OLDER} and {VERSION}: pack the model again"
+            ));
         }
         if !manifest.is_plain() {
             return refuse(format!("names files outside of its directory; {ADVICE}"));
@@ -140,6 +150,29 @@ impl Manifest {
             return refuse(format!("its checksum of itself is `{found}`, not `{expected}`; {ADVICE}"));
         }
         Ok(manifest)
+    }
+
+    /// Whether it was begun before there were checksums of whole sources.
+    pub fn is_older(&self) -> bool {
+        self.version == OLDER
+    }
+
+    /// The pieces of a source of so many bytes that are compared.
+    pub fn compared(&self, len: u64) -> Vec<(u64, u64)> {
+        if self.is_older() { source::start(len) } else { source::pieces(len) }
+    }
+
+    /// Bytes of the manifest and the index that are still to be written, at most: the one that is replaced is there until
+    /// the other one is.
+    pub fn bytes_to_come(&self) -> u64 {
+        let mut finished = self.clone();
+        for shard in &mut finished.shards {
+            shard.source_whole = NO_SUM.into();
+            for tensor in &mut shard.tensors {
+                tensor.sums = vec![NO_SUM.into(); runs_of(tensor)];
+            }
+        }
+        2 * finished.whole().len() as u64 + self.index().len() as u64
     }
 
     /// What the file has to say.
@@ -215,6 +248,16 @@ impl Manifest {
         };
         let problem = format!("was begun as {}, not as {}: give another directory", words(found), words(wanted));
         Err(Error::Request(format!("{}: {problem}", dir.display())))
+    }
+
+    /// Says that a shard is safe on disk.
+    pub fn packed(&mut self, shard: usize) {
+        let older = self.is_older();
+        let shard = &mut self.shards[shard];
+        shard.packed = true;
+        if older {
+            shard.source_whole.clear();
+        }
     }
 
     pub fn write(&self, dir: &Path, steps: &Steps) -> Result<()> {

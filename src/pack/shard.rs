@@ -1,7 +1,7 @@
 //! One shard: read in runs of whole rows by several threads, packed, and written to its place in the new file. Every so
 //! many bytes are synced and read back from the drive while other threads go on; and when all are, the file gets its name.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -9,18 +9,15 @@ use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{Advice, FallocateFlags, fadvise, fallocate};
 
-use super::choose::start_of;
 use super::encode::{Numbers, encode_rows};
 use super::files::{Steps, cannot_write, partial, put_in_place, sum};
 use super::manifest::{Entry, Shard};
 use super::reading::Reading;
-use super::{Options, verify};
+use super::{Options, source, verify};
 use crate::disk::memory::Region;
 use crate::encoding::Packed;
 use crate::error::{Error, Result};
 
-/// Bytes of a source's beginning that it is known by.
-pub const SOURCE_START: u64 = 1 << 20;
 /// Bytes of the source that are read at once, unless memory is scarcer.
 pub const RUN: u64 = 4 << 20;
 /// The fewest into which rows that are too long for that are cut.
@@ -57,7 +54,35 @@ pub fn run_of(entry: &Entry, options: &Options) -> Result<u64> {
         let least = bytesize::ByteSize::b(least).display().iec().to_string();
         return Err(Error::Budget(format!("the rows of `{}` need {least}: give at least that (--ram)", entry.name)));
     }
-    Ok(whole((most - widened) / source_row.max(1)) * row_bytes)
+    // Narrow rows can be longer packed than before.
+    Ok(whole(((most - widened) / source_row.max(1)).min(most / row_bytes)) * row_bytes)
+}
+
+/// Threads that fit into memory, of those asked for: runs are as long as they were when packing began, which may have been
+/// with more memory.
+///
+/// # Errors
+/// Too little memory for one.
+pub fn threads(shard: &Shard, options: &Options) -> Result<usize> {
+    let longest = |bytes: &dyn Fn(&Entry) -> u64| {
+        shard.tensors.iter().filter(|tensor| tensor.bytes > 0).map(bytes).max().unwrap_or(0)
+    };
+    let made = |tensor: &Entry| run_at(tensor, 0).1;
+    let of_packed = |tensor: &Entry| match &tensor.packed {
+        Some(stored) => made(tensor) + 4 * stored.columns as u64,
+        None => 0,
+    };
+    // The memory of a thread is for a run as it was or is read back, and for it packed, with one row as float32.
+    let each = longest(&|tensor| made(tensor).max(source_at(tensor, 0).1)) + longest(&of_packed);
+    let fit = options.ram / each.max(1);
+    if fit == 0 {
+        let least = bytesize::ByteSize::b(each).display().iec().to_string();
+        let file = &shard.file;
+        return Err(Error::Budget(format!(
+            "what {file} is made of in one go needs {least}: give at least that (--ram)"
+        )));
+    }
+    Ok(options.threads.min(fit as usize))
 }
 
 /// Makes the file of a shard. `tell` is told bytes of the source that are done.
@@ -69,37 +94,32 @@ pub fn write(
     steps: &Steps,
     tell: &(dyn Fn(u64) + Sync),
 ) -> Result<()> {
-    require_source(from, out, shard)?;
+    let threads = threads(shard, options)?;
     let path = out.join(&shard.file);
     let partial = partial(&path);
-    steps.step();
+    steps.step("create", &partial);
     let file = File::create(&partial).map_err(cannot_write(&partial))?;
     match fallocate(&file, FallocateFlags::empty(), 0, shard.bytes) {
         Err(error) if error == rustix::io::Errno::OPNOTSUPP => file.set_len(shard.bytes),
         other => other.map_err(Into::into),
     }
     .map_err(cannot_write(&partial))?;
-    steps.step();
+    steps.step("write", &partial);
     file.write_all_at(&shard.header(), 0).map_err(cannot_write(&partial))?;
-    let (source, back) = (Reading::open(from)?, Reading::open(&partial)?);
-    let work = Work { source, from, file: &file, back, partial: &partial, steps };
-    let sums = work.all(&shard.tensors, options.threads, tell)?;
-    for (tensor, sums) in shard.tensors.iter_mut().zip(sums) {
-        tensor.sums = sums;
-    }
-    steps.step();
+    let (reading, back) = (Reading::open(from)?, Reading::open(&partial)?);
+    let rest = source::rest(shard);
+    let longest = rest.iter().map(|(_, len)| *len).max().unwrap_or(0);
+    let rest = source::sums(&reading, &rest, reading.regions(threads, longest)?)?;
+    let work = Work { source: reading, from, file: &file, back, partial: &partial, steps };
+    let made = work.all(&shard.tensors, threads, tell)?;
+    steps.step("sync", &partial);
     file.sync_all().map_err(cannot_write(&partial))?;
-    put_in_place(&path, steps)
-}
-
-/// Refuses another file than the one that a shard was, or is to be, made from.
-pub fn require_source(from: &Path, out: &Path, shard: &Shard) -> Result<()> {
-    let len = fs::metadata(from).map_err(Error::io(from, "open"))?.len();
-    if len == shard.source_bytes && start_of(from)? == shard.source_sum {
-        return Ok(());
+    verify::header(&partial, &work.back, shard)?;
+    shard.source_whole = source::joined(rest.iter().chain(made.iter().flatten().map(|run| &run.from)));
+    for (tensor, made) in shard.tensors.iter_mut().zip(made) {
+        tensor.sums = made.into_iter().map(|run| run.sum).collect();
     }
-    let problem = format!("is not the file that {} was begun with", out.display());
-    Err(Error::Checkpoint { path: from.into(), problem })
+    put_in_place(&path, steps)
 }
 
 /// A shard being made.
@@ -119,10 +139,17 @@ struct Buffers {
     result: Vec<u8>,
 }
 
+/// The checksums of a run: of what was made, and of what it was made from.
+#[derive(Clone, Default)]
+struct Made {
+    sum: String,
+    from: String,
+}
+
 /// What is known of a shard being made.
 struct Progress {
-    /// The checksums of each tensor's runs.
-    sums: Vec<Vec<String>>,
+    /// Of each tensor's runs.
+    made: Vec<Vec<Made>>,
     /// Bytes of the source that are done.
     done: u64,
     /// Runs that were written and not read back yet, and their bytes.
@@ -132,20 +159,20 @@ struct Progress {
 
 impl Work<'_> {
     /// Makes all tensors; returns the checksums of each one's runs, all of which were read back.
-    fn all(&self, tensors: &[Entry], threads: usize, tell: &(dyn Fn(u64) + Sync)) -> Result<Vec<Vec<String>>> {
+    fn all(&self, tensors: &[Entry], threads: usize, tell: &(dyn Fn(u64) + Sync)) -> Result<Vec<Vec<Made>>> {
         let longest = |&(t, run): &(usize, usize)| run_at(&tensors[t], run).1.max(source_at(&tensors[t], run).1);
         let longest = runs(tensors).iter().map(longest).max().unwrap_or(0);
         let buffers = || -> Result<Vec<Buffers>> {
             let regions = self.source.regions(threads, longest)?;
             Ok(regions.into_iter().map(|region| Buffers { region, result: Vec::new() }).collect())
         };
-        let sums = tensors.iter().map(|tensor| vec![String::new(); runs_of(tensor)]).collect();
-        let progress = Mutex::new(Progress { sums, done: 0, unread: Vec::new(), written: 0 });
+        let made = tensors.iter().map(|tensor| vec![Made::default(); runs_of(tensor)]).collect();
+        let progress = Mutex::new(Progress { made, done: 0, unread: Vec::new(), written: 0 });
         let lock = || progress.lock().unwrap_or_else(PoisonError::into_inner);
         in_parallel(runs(tensors), buffers()?, |buffers, (t, run)| {
-            let sum = self.one(&tensors[t], run, buffers)?;
+            let made = self.one(&tensors[t], run, buffers)?;
             let mut now = lock();
-            now.sums[t][run] = sum;
+            now.made[t][run] = made;
             now.done += source_at(&tensors[t], run).1;
             now.unread.push((t, run));
             now.written += run_at(&tensors[t], run).1;
@@ -158,22 +185,23 @@ impl Work<'_> {
             drop(now);
             self.sync()?;
             unread.iter().try_for_each(|&(t, run)| {
-                let sum = lock().sums[t][run].clone();
+                let sum = lock().made[t][run].sum.clone();
                 self.read_back(&tensors[t], run, &sum, &mut buffers.region)
             })
         })?;
-        let Progress { sums, unread, .. } = progress.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let Progress { made, unread, .. } = progress.into_inner().unwrap_or_else(PoisonError::into_inner);
         self.sync()?;
         in_parallel(unread, buffers()?, |buffers, (t, run)| {
-            self.read_back(&tensors[t], run, &sums[t][run], &mut buffers.region)
+            self.read_back(&tensors[t], run, &made[t][run].sum, &mut buffers.region)
         })?;
-        Ok(sums)
+        Ok(made)
     }
 
-    /// Makes one run: its checksum.
-    fn one(&self, tensor: &Entry, run: usize, Buffers { region, result }: &mut Buffers) -> Result<String> {
+    /// Makes one run.
+    fn one(&self, tensor: &Entry, run: usize, Buffers { region, result }: &mut Buffers) -> Result<Made> {
         let (offset, len) = source_at(tensor, run);
         let source = self.source.read(offset, len, region)?;
+        let from = sum(source);
         let (offset, len) = run_at(tensor, run);
         let made = match &tensor.packed {
             None => source,
@@ -192,15 +220,15 @@ impl Work<'_> {
                 result
             }
         };
-        self.steps.step();
+        self.steps.step("write", self.partial);
         self.file.write_all_at(made, offset).map_err(cannot_write(self.partial))?;
-        Ok(sum(made))
+        Ok(Made { sum: sum(made), from })
     }
 
     /// Makes sure of what was written, and that it need not stay in memory: where that is not heeded, and the drive cannot be
     /// read past the page cache, what is read back comes from there, and no harm is done.
     fn sync(&self) -> Result<()> {
-        self.steps.step();
+        self.steps.step("sync", self.partial);
         self.file.sync_data().map_err(cannot_write(self.partial))?;
         let _ = fadvise(self.file, 0, None, Advice::DontNeed);
         Ok(())

@@ -48,7 +48,7 @@ pub(crate) fn verify(dir: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<S
     let total = found.shards.iter().map(|shard| shard.bytes).sum();
     let mut done = 0;
     for one in &found.shards {
-        shard(dir, one)?;
+        shard(dir, one, THREADS)?;
         done += one.bytes;
         progress(done, total);
     }
@@ -75,26 +75,32 @@ fn other_bytes(path: &Path) -> Error {
     Error::Checkpoint { path: path.into(), problem: "is not the file that was written: its bytes are others".into() }
 }
 
-/// Checks one file of tensors.
-pub fn shard(dir: &Path, shard: &Shard) -> Result<()> {
+/// Checks one file of tensors, with so many threads.
+pub fn shard(dir: &Path, shard: &Shard, threads: usize) -> Result<()> {
     let path = dir.join(&shard.file);
     let len = fs::metadata(&path).map_err(Error::io(&path, "open"))?.len();
     if len != shard.bytes {
         let problem = format!("has {len} bytes, but {} were written", shard.bytes);
         return Err(Error::Checkpoint { path, problem });
     }
-    let expected = shard.header();
     let reading = Reading::open(&path)?;
-    let mut region = reading.regions(1, expected.len() as u64)?;
-    if reading.read(0, expected.len() as u64, &mut region[0])? != expected {
-        let problem = "its header is not the one that was written: damaged, or another file under this name".into();
-        return Err(Error::Checkpoint { path, problem });
-    }
+    header(&path, &reading, shard)?;
     let longest = shard.tensors.iter().map(|tensor| tensor.run.min(tensor.bytes)).max().unwrap_or(0);
-    in_parallel(runs(&shard.tensors), reading.regions(THREADS, longest)?, |region, (t, run)| {
+    in_parallel(runs(&shard.tensors), reading.regions(threads, longest)?, |region, (t, run)| {
         let tensor = &shard.tensors[t];
         self::run(&path, &reading, tensor, run, tensor.sums.get(run), region)
     })
+}
+
+/// Compares the beginning of a file, up to its first tensor.
+pub fn header(path: &Path, reading: &Reading, shard: &Shard) -> Result<()> {
+    let expected = shard.header();
+    let mut region = reading.regions(1, expected.len() as u64)?;
+    if reading.read(0, expected.len() as u64, &mut region[0])? == expected {
+        return Ok(());
+    }
+    let problem = "its header is not the one that was written: damaged, or another file under this name".into();
+    Err(Error::Checkpoint { path: path.into(), problem })
 }
 
 /// Compares a run of rows with its checksum.

@@ -9,7 +9,7 @@ const OF_HEADS: [f32; 8] = [0.5, 0.25, 1.5, 0.1, 0.9, 0.05, 2.5, 0.3];
 
 /// Slopes that bfloat16 holds, and whose products with a position it does not.
 const BF16_SLOPES: [f32; 8] =
-    [0.839_843_75, 0.707_031_25, 0.593_75, 0.412_109_375, 0.092_773_44, 0.035_156_25, 0.996_093_75, 0.246_093_75];
+    [0.839_843_75, 0.707_031_25, 0.593_75, 0.412_109_38, 0.092_773_44, 0.035_156_25, 0.996_093_75, 0.246_093_75];
 
 /// A cache of random keys and values, and queries that look into it.
 struct Lookup {

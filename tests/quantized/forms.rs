@@ -58,6 +58,7 @@ impl Random {
 type Store = fn(&Form, &str, usize, usize, Option<Fault>, &mut Random) -> (Vec<Stored>, Vec<f64>);
 
 /// A form with its options.
+#[derive(Clone)]
 pub struct Form {
     pub name: &'static str,
     pub config: Value,
@@ -106,6 +107,10 @@ pub fn forms() -> Vec<Form> {
     };
     let packed = |bits, symmetric, group: usize| compressed(bits, "pack-quantized", symmetric, "group", json!(group));
     let bytes = |symmetric, strategy| compressed(8, "int-quantized", symmetric, strategy, Value::Null);
+    // Equal bits, other groups and zeros: which are a matrix' own, its tensors say.
+    let mut several = packed(4, false, 16);
+    several["config_groups"]["group_1"] = packed(4, true, 32)["config_groups"]["group_0"].clone();
+    several["config_groups"]["group_2"] = packed(4, true, 16)["config_groups"]["group_0"].clone();
     let bnb = || json!({"quant_method": "bitsandbytes"});
     vec![
         form("gptq, 4 bits, groups of 32", gptq(4, 32, json!({})), 4, 32, all, gptq_v1),
@@ -144,6 +149,15 @@ pub fn forms() -> Vec<Form> {
         form("bytes, rows", bytes(true, "channel"), 8, 0, &[Zero, Order], integers),
         form("bytes, rows, zeros", bytes(false, "channel"), 8, 0, &[Zero, Order], integers),
         form("bytes, one scale", bytes(true, "tensor"), 8, 0, &[Zero, Order], integers),
+        form(
+            "bytes of 4 bits, rows, zeros",
+            compressed(4, "int-quantized", false, "channel", Value::Null),
+            4,
+            0,
+            &[Zero, Order],
+            integers,
+        ),
+        form("packed, 4 bits, groups of 32 and of 16, zeros or none", several, 4, 32, all, integers_mixed),
     ]
 }
 
@@ -472,6 +486,23 @@ fn integers(
     random: &mut Random,
 ) -> (Vec<Stored>, Vec<f64>) {
     compressed_tensors(form, stem, [rows, cols], fault, random, &in_order(form, cols))
+}
+
+/// In several ways, of which projections take turns.
+fn integers_mixed(
+    form: &Form,
+    stem: &str,
+    rows: usize,
+    cols: usize,
+    fault: Option<Fault>,
+    random: &mut Random,
+) -> (Vec<Stored>, Vec<f64>) {
+    let groups = form.config["config_groups"].as_object().unwrap();
+    let chosen = groups.values().nth(stem.len() % groups.len()).unwrap();
+    let group = chosen["weights"]["group_size"].as_u64().unwrap() as usize;
+    let config = json!({"format": form.config["format"], "config_groups": {"group_0": chosen}});
+    let of_its_own = Form { config, group, ..form.clone() };
+    integers(&of_its_own, stem, rows, cols, fault, random)
 }
 
 /// With `actorder: group`, as compressed-tensors quantises the columns of a group wherever they are.
