@@ -101,7 +101,6 @@ impl Stream {
         }
         // SAFETY: the caller's promise.
         unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, len, self.stream) }
-            .result()
             .context(|| format!("copying {len} bytes on the GPU"))
     }
 

@@ -1,87 +1,91 @@
 //! The functions of libcuda that are called here, under the names and types of cuda.h, found when a GPU is first opened.
 //!
-//! They are declared here, not taken from bindings, for what they return. `CUresult` is an enum in C, to which every version
-//! of CUDA adds codes; a Rust enum must not hold one that it does not know, and a driver newer than its bindings returns
-//! just those when something is badly wrong, as when a fault was contained or a key changed under a running program. Here it
-//! is a number, and what it is called is asked of the driver that returned it. All names are older than CUDA 11.4 and are
-//! still exported by the drivers of CUDA 13.
+//! cudarc finds and opens the library, and has the codes and attributes; the functions' types are written out for what they
+//! return. `CUresult` is an enum in C, to which every version of CUDA adds codes; cudarc's is a Rust enum, which must not hold
+//! one that it does not know, and a driver newer than its bindings returns just those when something is badly wrong, as when
+//! a fault was contained or a key changed under a running program. Here it is a number, and what it is called is asked of the
+//! driver that returned it. All functions are older than CUDA 11.4 and are still exported by the drivers of CUDA 13.
 //!
 //! Source: the CUDA driver API reference, <https://docs.nvidia.com/cuda/cuda-driver-api/>.
 
-use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::ffi::{c_char, c_int, c_uint, c_void};
 use std::sync::OnceLock;
+
+use cudarc::driver::sys as bindings;
 
 /// What a call returned (`CUresult`): one of [`code`], or any other number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Status(pub c_int);
 
-/// Those that are told apart, under their names in cuda.h.
+/// Those that are told apart.
 pub mod code {
-    use super::Status;
+    use std::ffi::c_int;
 
-    pub const SUCCESS: Status = Status(0);
-    pub const OUT_OF_MEMORY: Status = Status(2);
-    pub const NOT_INITIALIZED: Status = Status(3);
-    pub const DEINITIALIZED: Status = Status(4);
-    pub const STUB_LIBRARY: Status = Status(34);
-    pub const CALL_REQUIRES_NEWER_DRIVER: Status = Status(36);
-    pub const NO_DEVICE: Status = Status(100);
-    pub const INVALID_DEVICE: Status = Status(101);
-    pub const INVALID_IMAGE: Status = Status(200);
-    pub const NO_BINARY_FOR_GPU: Status = Status(209);
-    pub const ECC_UNCORRECTABLE: Status = Status(214);
-    pub const NVLINK_UNCORRECTABLE: Status = Status(220);
-    pub const UNSUPPORTED_PTX_VERSION: Status = Status(222);
-    pub const CONTAINED: Status = Status(226);
-    pub const NOT_FOUND: Status = Status(500);
-    pub const NOT_READY: Status = Status(600);
-    pub const ILLEGAL_ADDRESS: Status = Status(700);
-    pub const LAUNCH_TIMEOUT: Status = Status(702);
-    pub const CONTEXT_IS_DESTROYED: Status = Status(709);
-    pub const HARDWARE_STACK_ERROR: Status = Status(714);
-    pub const ILLEGAL_INSTRUCTION: Status = Status(715);
-    pub const MISALIGNED_ADDRESS: Status = Status(716);
-    pub const INVALID_ADDRESS_SPACE: Status = Status(717);
-    pub const INVALID_PC: Status = Status(718);
-    pub const LAUNCH_FAILED: Status = Status(719);
-    pub const TENSOR_MEMORY_LEAK: Status = Status(721);
-    pub const SYSTEM_NOT_READY: Status = Status(802);
-    pub const SYSTEM_DRIVER_MISMATCH: Status = Status(803);
-    pub const COMPAT_NOT_SUPPORTED_ON_DEVICE: Status = Status(804);
-    pub const UNKNOWN: Status = Status(999);
+    use super::Status;
+    use super::bindings::CUresult::*;
+
+    pub const SUCCESS: Status = Status(CUDA_SUCCESS as c_int);
+    pub const OUT_OF_MEMORY: Status = Status(CUDA_ERROR_OUT_OF_MEMORY as c_int);
+    pub const NOT_INITIALIZED: Status = Status(CUDA_ERROR_NOT_INITIALIZED as c_int);
+    pub const DEINITIALIZED: Status = Status(CUDA_ERROR_DEINITIALIZED as c_int);
+    pub const STUB_LIBRARY: Status = Status(CUDA_ERROR_STUB_LIBRARY as c_int);
+    pub const CALL_REQUIRES_NEWER_DRIVER: Status = Status(CUDA_ERROR_CALL_REQUIRES_NEWER_DRIVER as c_int);
+    pub const NO_DEVICE: Status = Status(CUDA_ERROR_NO_DEVICE as c_int);
+    pub const INVALID_DEVICE: Status = Status(CUDA_ERROR_INVALID_DEVICE as c_int);
+    pub const INVALID_IMAGE: Status = Status(CUDA_ERROR_INVALID_IMAGE as c_int);
+    pub const NO_BINARY_FOR_GPU: Status = Status(CUDA_ERROR_NO_BINARY_FOR_GPU as c_int);
+    pub const ECC_UNCORRECTABLE: Status = Status(CUDA_ERROR_ECC_UNCORRECTABLE as c_int);
+    pub const NVLINK_UNCORRECTABLE: Status = Status(CUDA_ERROR_NVLINK_UNCORRECTABLE as c_int);
+    pub const UNSUPPORTED_PTX_VERSION: Status = Status(CUDA_ERROR_UNSUPPORTED_PTX_VERSION as c_int);
+    pub const CONTAINED: Status = Status(CUDA_ERROR_CONTAINED as c_int);
+    pub const NOT_FOUND: Status = Status(CUDA_ERROR_NOT_FOUND as c_int);
+    pub const NOT_READY: Status = Status(CUDA_ERROR_NOT_READY as c_int);
+    pub const ILLEGAL_ADDRESS: Status = Status(CUDA_ERROR_ILLEGAL_ADDRESS as c_int);
+    pub const LAUNCH_TIMEOUT: Status = Status(CUDA_ERROR_LAUNCH_TIMEOUT as c_int);
+    pub const CONTEXT_IS_DESTROYED: Status = Status(CUDA_ERROR_CONTEXT_IS_DESTROYED as c_int);
+    pub const HARDWARE_STACK_ERROR: Status = Status(CUDA_ERROR_HARDWARE_STACK_ERROR as c_int);
+    pub const ILLEGAL_INSTRUCTION: Status = Status(CUDA_ERROR_ILLEGAL_INSTRUCTION as c_int);
+    pub const MISALIGNED_ADDRESS: Status = Status(CUDA_ERROR_MISALIGNED_ADDRESS as c_int);
+    pub const INVALID_ADDRESS_SPACE: Status = Status(CUDA_ERROR_INVALID_ADDRESS_SPACE as c_int);
+    pub const INVALID_PC: Status = Status(CUDA_ERROR_INVALID_PC as c_int);
+    pub const LAUNCH_FAILED: Status = Status(CUDA_ERROR_LAUNCH_FAILED as c_int);
+    pub const TENSOR_MEMORY_LEAK: Status = Status(CUDA_ERROR_TENSOR_MEMORY_LEAK as c_int);
+    pub const SYSTEM_NOT_READY: Status = Status(CUDA_ERROR_SYSTEM_NOT_READY as c_int);
+    pub const SYSTEM_DRIVER_MISMATCH: Status = Status(CUDA_ERROR_SYSTEM_DRIVER_MISMATCH as c_int);
+    pub const COMPAT_NOT_SUPPORTED_ON_DEVICE: Status = Status(CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE as c_int);
+    pub const UNKNOWN: Status = Status(CUDA_ERROR_UNKNOWN as c_int);
 }
 
-/// `CUdevice_attribute`, as far as it is asked for.
+/// `CUdevice_attribute`, as far as it is asked for, and `CUfunction_attribute`.
 pub mod attribute {
     use std::ffi::c_int;
 
-    pub const MULTIPROCESSOR_COUNT: c_int = 16;
-    pub const PCI_BUS_ID: c_int = 33;
-    pub const PCI_DEVICE_ID: c_int = 34;
-    pub const L2_CACHE_SIZE: c_int = 38;
-    pub const PCI_DOMAIN_ID: c_int = 50;
-    pub const COMPUTE_CAPABILITY_MAJOR: c_int = 75;
-    pub const COMPUTE_CAPABILITY_MINOR: c_int = 76;
-    pub const MAX_SHARED_MEMORY_PER_BLOCK_OPTIN: c_int = 97;
-    /// `CUfunction_attribute`.
-    pub const FUNCTION_SHARED_SIZE_BYTES: c_int = 1;
-    pub const FUNCTION_MAX_DYNAMIC_SHARED_SIZE_BYTES: c_int = 8;
+    use super::bindings::{CUdevice_attribute as Of, CUfunction_attribute as OfFunction};
+
+    pub const MULTIPROCESSOR_COUNT: c_int = Of::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT as c_int;
+    pub const PCI_BUS_ID: c_int = Of::CU_DEVICE_ATTRIBUTE_PCI_BUS_ID as c_int;
+    pub const PCI_DEVICE_ID: c_int = Of::CU_DEVICE_ATTRIBUTE_PCI_DEVICE_ID as c_int;
+    pub const L2_CACHE_SIZE: c_int = Of::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE as c_int;
+    pub const PCI_DOMAIN_ID: c_int = Of::CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID as c_int;
+    pub const COMPUTE_CAPABILITY_MAJOR: c_int = Of::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as c_int;
+    pub const COMPUTE_CAPABILITY_MINOR: c_int = Of::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as c_int;
+    pub const MAX_SHARED_MEMORY_PER_BLOCK_OPTIN: c_int =
+        Of::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN as c_int;
+    pub const FUNCTION_SHARED_SIZE_BYTES: c_int = OfFunction::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES as c_int;
+    pub const FUNCTION_MAX_DYNAMIC_SHARED_SIZE_BYTES: c_int =
+        OfFunction::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as c_int;
 }
 
 /// Flags of streams and events.
-pub const STREAM_NON_BLOCKING: c_uint = 1;
-pub const EVENT_BLOCKING_SYNC: c_uint = 1;
-pub const EVENT_DISABLE_TIMING: c_uint = 2;
+pub const STREAM_NON_BLOCKING: c_uint = bindings::CUstream_flags::CU_STREAM_NON_BLOCKING as c_uint;
+pub const EVENT_BLOCKING_SYNC: c_uint = bindings::CUevent_flags::CU_EVENT_BLOCKING_SYNC as c_uint;
+pub const EVENT_DISABLE_TIMING: c_uint = bindings::CUevent_flags::CU_EVENT_DISABLE_TIMING as c_uint;
 
-pub type Device = c_int;
-pub type Context = *mut c_void;
-pub type Module = *mut c_void;
-pub type Function = *mut c_void;
-pub type Stream = *mut c_void;
-pub type Event = *mut c_void;
-/// An address on a GPU.
-pub type Address = u64;
+pub use bindings::{
+    CUcontext as Context, CUdevice as Device, CUdeviceptr as Address, CUevent as Event, CUfunction as Function,
+    CUmodule as Module, CUstream as Stream,
+};
 
 /// The default stream.
 pub const DEFAULT_STREAM: Stream = std::ptr::null_mut();
@@ -109,21 +113,6 @@ fn library() -> &'static Library {
     static_library().as_ref().expect("a GPU is opened before anything is asked of it")
 }
 
-fn open() -> Result<*mut c_void, Missing> {
-    // SAFETY: opening a library of the driver runs its initialisers, which any program may; it is never closed.
-    let open = |name: &CStr| unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
-    let found = [c"libcuda.so.1", c"libcuda.so"].into_iter().map(open).find(|handle| !handle.is_null());
-    found.ok_or(Missing::Library)
-}
-
-/// `name` ends with a zero.
-fn find(library: *mut c_void, name: &'static str) -> Result<*mut c_void, Missing> {
-    let c_name = CStr::from_bytes_with_nul(name.as_bytes()).expect("the macro adds the zero");
-    // SAFETY: a library that was opened, and a string that ends.
-    let found = unsafe { libc::dlsym(library, c_name.as_ptr()) };
-    if found.is_null() { Err(Missing::Function(name.trim_end_matches('\0'))) } else { Ok(found) }
-}
-
 macro_rules! functions {
     ($($name:ident($($argument:ident: $kind:ty),*);)*) => {
         /// libcuda, which is never closed.
@@ -134,11 +123,12 @@ macro_rules! functions {
 
         impl Library {
             fn open() -> Result<Library, Missing> {
-                let library = open()?;
+                // SAFETY: opening a library of the driver runs its initialisers, which any program may; it is never closed.
+                let library = unsafe { bindings::is_culib_present().then(|| bindings::culib()).ok_or(Missing::Library)? };
                 $(
-                    let found = find(library, concat!(stringify!($name), "\0"))?;
                     // SAFETY: under this name, cuda.h has a function of this type.
-                    let $name = unsafe { std::mem::transmute::<*mut c_void, unsafe extern "C" fn($($kind),*) -> Status>(found) };
+                    let found = unsafe { library.get::<unsafe extern "C" fn($($kind),*) -> Status>(stringify!($name).as_bytes()) };
+                    let $name = *found.map_err(|_| Missing::Function(stringify!($name)))?;
                 )*
                 Ok(Library { $($name),* })
             }
@@ -178,6 +168,7 @@ functions! {
     cuMemcpyDtoD_v2(to: Address, from: Address, len: usize);
     cuMemcpyHtoDAsync_v2(to: Address, from: *const c_void, len: usize, stream: Stream);
     cuMemcpyDtoHAsync_v2(to: *mut c_void, from: Address, len: usize, stream: Stream);
+    cuMemcpyDtoDAsync_v2(to: Address, from: Address, len: usize, stream: Stream);
     cuMemHostRegister_v2(address: *mut c_void, len: usize, flags: c_uint);
     cuMemHostUnregister(address: *mut c_void);
     cuStreamCreate(stream: *mut Stream, flags: c_uint);
