@@ -192,7 +192,8 @@ impl<'a> Check<'a> {
 
     /// The gate: no element may be further from `truth` than twice the worst of the naive twin; the root of the mean
     /// square likewise. In a case of few elements the twin may be exact by luck: it counts as no better than two roundings
-    /// to float32 and one to the output's dtype, at the largest magnitude.
+    /// to float32 and one to the output's dtype, at the largest magnitude. The twin must be near the truth itself, so that a
+    /// device on which no kernel does anything passes nothing.
     pub fn gate(&self, what: &str, got: &[f64], naive: &[f64], truth: &[f64], dtype: Dtype) -> Outcome {
         let largest = truth.iter().fold(0.0f64, |m, t| m.max(t.abs()));
         let floor = (2.0 * unit_roundoff(Dtype::DTYPE_F32) + unit_roundoff(dtype)) * largest;
@@ -210,6 +211,11 @@ impl<'a> Check<'a> {
         let (naive_worst, naive_rms) = errors(naive, truth);
         if !naive_worst.is_finite() {
             return Err(self.failure(&format!("{what}: the naive twin left something unwritten or not finite")));
+        }
+        let magnitude = (truth.iter().map(|t| t * t).sum::<f64>() / truth.len().max(1) as f64).sqrt();
+        if naive_rms > (0.25 * magnitude).max(4.0 * floor) {
+            let numbers = format!("rms {naive_rms:.3e} of numbers of {magnitude:.3e}, floor {floor:.3e}");
+            return Err(self.failure(&format!("{what}: the naive twin is wrong: {numbers}")));
         }
         let (worst_limit, rms_limit) = (2.0 * naive_worst.max(floor), 2.0 * naive_rms.max(floor));
         // Written so that NaN fails.

@@ -168,7 +168,7 @@ pub fn query_event(event: Event) -> Result<()> {
 
 pub fn elapsed(start: Event, end: Event) -> Result<f32> {
     let mut milliseconds = 0.0;
-    call!(cuEventElapsedTime(&mut milliseconds, start, end)).map(|()| milliseconds)
+    call!(cuEventElapsedTime_v2(&mut milliseconds, start, end)).map(|()| milliseconds)
 }
 
 pub fn load(image: &[u8]) -> Result<Module> {

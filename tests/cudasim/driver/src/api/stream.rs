@@ -211,3 +211,13 @@ pub unsafe extern "C" fn cuEventElapsedTime(milliseconds: *mut f32, start: usize
         unsafe { put(milliseconds, (nanoseconds / 1e6) as f32) }
     })
 }
+
+/// The name that bindings of CUDA 13 have.
+///
+/// # Safety
+/// As the driver API says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuEventElapsedTime_v2(milliseconds: *mut f32, start: usize, end: usize) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe { cuEventElapsedTime(milliseconds, start, end) }
+}
