@@ -353,7 +353,7 @@ fn labels(program: &Program) -> Vec<Label> {
     let mut layer = None;
     for step in program.steps.iter().rev() {
         let weights = weights(program, step);
-        if let Some(name) = weights {
+        if let Some(name) = weights.or_else(|| experts(program, step)) {
             layer = layer_of(name);
         }
         let kind = kind(step);
@@ -374,6 +374,13 @@ fn weights<'a>(program: &'a Program, step: &Step) -> Option<&'a str> {
         Step::Norm { norm, .. } | Step::HeadNorm { norm, .. } => vector(norm.weight),
         _ => None,
     }
+}
+
+/// Of a step with experts, a tensor of the first of them: where it belongs, not what it is called.
+fn experts<'a>(program: &'a Program, step: &Step) -> Option<&'a str> {
+    let Step::Experts(step) = step else { return None };
+    let expert = program.experts[step.layer].experts.first()?;
+    expert.matrices.first().map(|matrix| matrix.tensor.name.as_str())
 }
 
 /// The first part of a tensor's name that is a number.
