@@ -222,7 +222,7 @@ fn require_source(source: &Path, out: &Path, manifest: &Manifest) -> Result<()> 
 /// drive is full, there would be no room for both.
 fn remove_unrecorded(out: &Path, manifest: &Manifest, steps: &Steps) -> Result<()> {
     let unrecorded = manifest.shards.iter().filter(|shard| !shard.packed).map(|shard| out.join(&shard.file));
-    unrecorded.filter(|path| path.symlink_metadata().is_ok()).try_for_each(|path| files::remove(&path, steps))
+    unrecorded.filter(|path| path.symlink_metadata().is_ok()).try_for_each(|path| files::remove_left(&path, steps))
 }
 
 /// Refuses to begin what would not fit. What deleting will free is not counted on.

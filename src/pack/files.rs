@@ -114,8 +114,17 @@ pub fn sync_above(dir: &Path, steps: &Steps) -> Result<()> {
     Ok(())
 }
 
-/// Deletes a file that an interrupted run left.
-pub fn remove(path: &Path, steps: &Steps) -> Result<()> {
+/// Deletes a file that an interrupted run left. It is emptied first, since what a process had open in a ring the kernel closes,
+/// and so frees, only some time after its end.
+pub fn remove_left(path: &Path, steps: &Steps) -> Result<()> {
+    if path.symlink_metadata().is_ok_and(|metadata| metadata.is_file()) {
+        steps.step("write", path);
+        File::create(path).map_err(Error::io(path, "empty"))?;
+    }
+    remove(path, steps)
+}
+
+fn remove(path: &Path, steps: &Steps) -> Result<()> {
     steps.step("delete", path);
     fs::remove_file(path).map_err(Error::io(path, "delete"))?;
     sync_directory_of(path, steps)
