@@ -206,7 +206,7 @@ impl Five {
 #[inline(always)]
 fn spread(bits: u8) -> [u8; 8] {
     // Bit i stays in byte i alone; what is not zero carries into the byte's uppermost bit.
-    let apart = u64::from(bits) * 0x0101_0101_0101_0101 & 0x8040_2010_0804_0201;
+    let apart = (u64::from(bits) * 0x0101_0101_0101_0101) & 0x8040_2010_0804_0201;
     ((apart + 0x7f7f_7f7f_7f7f_7f7f) >> 7 & 0x0101_0101_0101_0101).to_le_bytes()
 }
 
