@@ -51,7 +51,12 @@ pub fn check(path: &Path, manifest: &Manifest) -> Result<()> {
     };
     if let Some(shard) = shards.iter().find(|shard| !whole(shard)) {
         let (source, found) = (excerpt(&shard.source), excerpt(&shard.source_whole));
-        return wrong(format!("the checksum of all of {source} is `{found}`, which it is not in such a manifest"));
+        let expected = match (manifest.is_older(), shard.packed) {
+            (true, _) => "where a manifest of this version has none",
+            (_, false) => "though it is not packed yet",
+            _ => NO_SUM,
+        };
+        return wrong(format!("the checksum of all of {source} is `{found}`, {expected}"));
     }
     if let Some(shard) = shards.iter().find(|shard| manifest.finished && !shard.packed) {
         return wrong(format!("says that packing is finished, and {} is not written", excerpt(&shard.file)));

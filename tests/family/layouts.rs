@@ -9,6 +9,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use super::config::Changed;
 use super::reference::{case, logits, nmse, prompts};
 
 /// A copy of a case whose tensors and configuration have been changed.
@@ -179,22 +180,8 @@ fn tied_heads_are_found_however_they_are_said() {
     }
     // A head in the file counts, whatever is said.
     let name = "llama31_gqa";
-    let apart = sharded(name, |mut config| {
-        config["tie_word_embeddings"] = json!(true);
-        config
-    });
-    assert!(run(apart.path(), name) == run(&case(name), name));
-}
-
-/// A copy of a case in several files with another configuration.
-fn sharded(name: &str, configure: impl Fn(Value) -> Value) -> TempDir {
-    let (from, to) = (case(name), tempfile::tempdir().unwrap());
-    for file in fs::read_dir(&from).unwrap().map(|file| file.unwrap().path()) {
-        fs::copy(&file, to.path().join(file.file_name().unwrap())).unwrap();
-    }
-    let config = serde_json::from_slice(&fs::read(from.join("config.json")).unwrap()).unwrap();
-    fs::write(to.path().join("config.json"), configure(config).to_string()).unwrap();
-    to
+    let apart = Changed::new(name).set("tie_word_embeddings", json!(true));
+    assert!(run(&apart.path(), name) == run(&case(name), name));
 }
 
 #[test]

@@ -52,8 +52,8 @@ impl CpuBackend {
             None => scales(&self.vectors, &self.tables, matrix, tile.rows.start),
             Some(exponents) => {
                 mxfp4::factors(exponents, &mut self.factors_of_tile);
-                let (values, zeros, index): (_, &[_], &[_]) = (&self.factors_of_tile, &[], &[]);
-                Some(Scales { values, zeros, row_block: 1, col_block: 32, index, first_row: 0 })
+                let values = &self.factors_of_tile;
+                Some(Scales { values, zeros: &[], row_block: 1, col_block: 32, index: &[], first_row: 0 })
             }
         };
         let rows = self.chosen.of(tile.expert).0.len();
