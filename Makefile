@@ -20,7 +20,7 @@ DEMO_THREADS ?= 2
 SECONDS ?= 60
 
 # How many orders of events `make soak` tries.
-SEEDS ?= 2000
+SEEDS ?= 200
 
 # rustup's directory, for a shell that was opened before rustup put it there.
 export PATH := $(PATH):$(HOME)/.cargo/bin
@@ -54,8 +54,8 @@ test: toolchain cuda-toolchain ## Run every test, those of the kernels on this C
 	echo 'make test: every test passed.'
 
 .PHONY: soak
-soak: toolchain cuda-toolchain ## Run the CUDA backend on the simulated driver under SEEDS orders of events (2000).
-	@SEEDS=$(SEEDS) $(CARGO) test $(CARGO_FLAGS) --test cuda bits::
+soak: toolchain cuda-toolchain ## Run the CUDA backend on the simulated driver under SEEDS orders of events (200).
+	@SEEDS=$(SEEDS) $(CARGO) test $(CARGO_FLAGS) --workspace --test cuda bits::
 	echo 'make soak: $(SEEDS) seeds, and no order made a difference.'
 
 .PHONY: bench
@@ -73,7 +73,7 @@ LAYERS ?= all
 .PHONY: prove-size
 prove-size: toolchain cuda-toolchain ## Stream sparse 70B and 405B models through a simulated GPU of 4 GiB; LAYERS=2 is quick.
 	@LAYERSTREAM_PROVE_LAYERS=$(LAYERS) LAYERSTREAM_PROVE_KEEP=$(if $(filter all,$(LAYERS)),1) \
-	    $(CARGO) test $(CARGO_FLAGS) --test prove_size -- --nocapture
+	    $(CARGO) test $(CARGO_FLAGS) --workspace --test prove_size -- --nocapture
 
 .PHONY: gpu-bundle
 # Its programs know what they were built from, wherever they are taken.

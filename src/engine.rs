@@ -143,8 +143,8 @@ impl Engine {
                 Box::new(CudaBackend::new(card, program, &plan, &gather, &memory, recorder.clone())?)
             }
         };
-        // The plan counts what it allocates and what the context took at first. What the driver takes for streams, events and
-        // the page tables of page-locked memory comes after it, and only the driver knows how much that is.
+        // The plan counts what it allocates, what the context took at first, and the page tables of what is page-locked. What
+        // the driver takes beside that only the driver knows.
         let vram_taken = processor.vram_taken();
         if let (Some(taken), Some(gpu)) = (vram_taken, &plan.gpu)
             && taken > gpu.vram

@@ -116,6 +116,8 @@ pub struct Gpu {
     pub floor: u64,
     /// Bytes that the driver's context and the kernels take.
     pub context: u64,
+    /// Bytes that the driver takes, at most, for the tables in which the GPU looks up page-locked memory.
+    pub tables: u64,
     /// Where everything but weights lies.
     pub layout: device::Layout,
     /// Bytes of the ring of tiles.
@@ -130,13 +132,13 @@ pub struct Gpu {
 }
 
 impl Gpu {
-    /// Bytes to be allocated: all but the context, in whole pages, which is what a driver gives.
+    /// Bytes to be allocated: all but what the driver takes, in whole pages, which is what it gives.
     pub fn allocation(&self) -> usize {
         (self.layout.len() + self.ring + self.tiles + self.experts).next_multiple_of(PAGE)
     }
 
     pub fn total(&self) -> u64 {
-        self.context + self.allocation() as u64
+        self.context + self.tables + self.allocation() as u64
     }
 }
 

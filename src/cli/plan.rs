@@ -120,6 +120,8 @@ struct GpuMemory {
     floor_bytes: u64,
     /// What the driver and the kernels take.
     context: u64,
+    /// What the driver takes for page tables of page-locked memory.
+    page_tables: u64,
     tiles: usize,
     ring: usize,
     expert_cache: usize,
@@ -135,6 +137,7 @@ impl GpuMemory {
             vram_bytes: gpu.vram,
             floor_bytes: gpu.floor,
             context: gpu.context,
+            page_tables: gpu.tables,
             tiles: gpu.tiles,
             ring: gpu.ring,
             expert_cache: gpu.experts,
@@ -258,7 +261,7 @@ impl Report {
                 .row("  experts", memory(gpu.expert_cache as u64))
                 .row("  KV cache", memory(gpu.kv_cache as u64))
                 .row("  activations", memory(gpu.activations as u64))
-                .row("  driver", memory(gpu.context))
+                .row("  driver", memory(gpu.context + gpu.page_tables))
                 .row("  total", memory(gpu.total))
                 .row("", "");
         }

@@ -11,13 +11,21 @@ use super::{
 };
 use crate::disk::align::enclose;
 use crate::error::{Error, Result};
-use crate::program::{Matrix, Program};
+use crate::program::{ExpertLayer, Matrix, Program, Step};
 
 /// A larger ring on the GPU does nothing: it covers the pause between two passes, at the speed of copies.
 const DEVICE_RING_TARGET: usize = 128 << 20;
 
 /// The part of what is left for weights that a ring has at most, if that is enough for one: the rest stays.
 const RING_SHARE: usize = 4;
+
+/// A GPU sees page-locked memory in pages of 4 KiB or larger ones. Each has an entry of 8 bytes in tables that lie in the
+/// GPU's own memory (NVIDIA, "Pascal MMU Format Changes"; newer ones have entries of that size as well): a byte for so many.
+const LOCKED_PER_TABLE_BYTE: u64 = 512;
+
+/// The part of a GPU's memory that those tables have at most: with more of them, memory that would hold weights is lost to
+/// looking up memory that holds weights.
+const TABLES_SHARE: u64 = 8;
 
 /// Bytes that a tile takes on the GPU.
 pub fn device_bytes(tile: &Tile) -> usize {
@@ -28,18 +36,19 @@ pub fn device_bytes(tile: &Tile) -> usize {
 pub(super) fn plan(program: &Program, request: &Request, gpu: &GpuRequest) -> Result<Plan> {
     let least = Split::new(program, request, gpu, request.sequences);
     // Whoever gives so little has the KV cache in memory.
-    let floor = Split::with(program, request, gpu, request.sequences, false).vram_floor();
+    let smallest = Split::with(program, request, gpu, request.sequences, false);
+    let floor = smallest.vram_floor();
     if floor > gpu.vram {
-        return Err(vram_too_small(request, gpu, floor));
+        return Err(vram_too_small(request, gpu, &smallest));
     }
     let ram_floor = least.ram_floor();
     if ram_floor > request.ram {
         return Err(too_small(request, ram_floor));
     }
     let split = Split::largest(program, request, gpu);
-    let pages = (gpu.vram - gpu.context) as usize / PAGE * PAGE;
+    let pages = (gpu.vram - gpu.context - split.tables()) as usize / PAGE * PAGE;
     let vram = pages - split.layout.len();
-    let ram = (request.ram - split.memory.total() as u64) as usize;
+    let ram = (split.ram - split.memory.total() as u64) as usize;
     let [on_gpu, in_memory] = split.expert_floors;
     let working_vram = experts::working(on_gpu, vram, split.ring_floor) / device::ALIGN * device::ALIGN;
     let working = experts::working(in_memory, ram, split.memory_ring_floor) / PAGE * PAGE;
@@ -61,6 +70,7 @@ pub(super) fn plan(program: &Program, request: &Request, gpu: &GpuRequest) -> Re
             vram: gpu.vram,
             floor,
             context: gpu.context,
+            tables: split.tables(),
             layout: split.layout,
             ring,
             tiles: device,
@@ -77,7 +87,8 @@ struct Split {
     layout: Layout,
     /// Bytes of keys and values that a token brings along at the end of its context.
     kv_copied: u64,
-    /// Of the host.
+    /// Of the budget of the host's memory, what may be used. All of it may become page-locked.
+    ram: u64,
     memory: Memory,
     /// The smallest rings that work.
     ring_floor: usize,
@@ -119,12 +130,46 @@ impl Split {
         let ring_floor = (RING_TILES * (row + device::ALIGN)).next_multiple_of(device::ALIGN);
         let memory_ring_floor = RING_TILES * (row + 2 * request.align) + PAGE;
         let expert_floors = [experts::device_floor(program), experts::floor(program, request.align)];
-        Split { size, context: gpu.context, layout, kv_copied, memory, ring_floor, memory_ring_floor, expert_floors }
+        let mut split = Split {
+            size,
+            context: gpu.context,
+            layout,
+            kv_copied,
+            ram: 0,
+            memory,
+            ring_floor,
+            memory_ring_floor,
+            expert_floors,
+        };
+        split.ram = split.useful_ram(weights(program)).min(split.ram_for(gpu.vram)).min(request.ram);
+        split
+    }
+
+    /// Room for rings and for every weight once: what alignment adds to a tile is less than the tile, but for those of tiny
+    /// models.
+    fn useful_ram(&self, weights: u64) -> u64 {
+        let rings = self.memory.total() + self.memory_ring_floor.max(RING_TARGET) + self.expert_floors[1] + PAGE;
+        (rings as u64).saturating_add(2 * weights)
+    }
+
+    /// What may be page-locked for the tables to be no large part of the GPU's memory, but enough to work: all that the smallest
+    /// tables have entries for.
+    fn ram_for(&self, vram: u64) -> u64 {
+        let spare = vram.saturating_sub(self.context).saturating_sub(self.least_allocation());
+        let tables = spare.min(vram / TABLES_SHARE) / PAGE as u64 * PAGE as u64;
+        tables.max(self::tables(self.ram_floor())).saturating_mul(LOCKED_PER_TABLE_BYTE)
+    }
+
+    fn least_allocation(&self) -> u64 {
+        (self.layout.len() + self.ring_floor + self.expert_floors[0]).next_multiple_of(PAGE) as u64
     }
 
     fn vram_floor(&self) -> u64 {
-        let allocation = (self.layout.len() + self.ring_floor + self.expert_floors[0]).next_multiple_of(PAGE);
-        self.context.saturating_add(allocation as u64)
+        (self.context + tables(self.ram_floor())).saturating_add(self.least_allocation())
+    }
+
+    fn tables(&self) -> u64 {
+        tables(self.ram)
     }
 
     fn ram_floor(&self) -> u64 {
@@ -138,7 +183,7 @@ impl Split {
         loop {
             let split = Split::new(program, request, gpu, rows);
             let quarter = |budget: u64, part: usize| part as u64 <= budget / 4;
-            let free = gpu.vram.saturating_sub(split.context + split.layout.kv_len as u64);
+            let free = gpu.vram.saturating_sub(split.context + split.tables() + split.layout.kv_len as u64);
             let fits = quarter(free, split.layout.fixed) && quarter(request.ram, split.memory.activations);
             let works = split.vram_floor() <= gpu.vram && split.ram_floor() <= request.ram;
             if rows == least || (fits && works) {
@@ -147,6 +192,21 @@ impl Split {
             rows = rows.div_ceil(2).max(least);
         }
     }
+}
+
+/// Bytes of page tables for so much page-locked memory. A driver takes memory for them in whole pages.
+fn tables(locked: u64) -> u64 {
+    locked.div_ceil(LOCKED_PER_TABLE_BYTE).next_multiple_of(PAGE as u64)
+}
+
+/// Bytes of all weights that are streamed, with their factors.
+fn weights(program: &Program) -> u64 {
+    let products = program.steps.iter().filter_map(|step| match step {
+        Step::MatMul(product) => Some(&program.matrices[product.matrix.0]),
+        _ => None,
+    });
+    let shared: u64 = products.map(|matrix| matrix.bytes() + matrix.factor_bytes()).sum();
+    shared + program.experts.iter().map(ExpertLayer::bytes).sum::<u64>()
 }
 
 /// Tiles with their tiers, and the bytes that these take.
@@ -184,16 +244,16 @@ fn place(program: &Program, vram: usize, ram: usize, align: usize) -> Placed {
     Placed { tiles, memory_ring, host: host.next_multiple_of(PAGE), ring, device }
 }
 
-fn vram_too_small(request: &Request, gpu: &GpuRequest, floor: u64) -> Error {
+fn vram_too_small(request: &Request, gpu: &GpuRequest, smallest: &Split) -> Error {
     let mib = |bytes: u64| bytes.div_ceil(1 << 20);
     Error::Budget(format!(
         "a budget of {} MiB of GPU memory is too small: this model needs at least {} MiB for {} × {} tokens, {} MiB of them \
          for the driver; give more (--vram), or a shorter context",
         gpu.vram >> 20,
-        mib(floor),
+        mib(smallest.vram_floor()),
         request.sequences,
         request.context,
-        mib(gpu.context),
+        mib(smallest.context + tables(smallest.ram_floor())),
     ))
 }
 
@@ -231,6 +291,7 @@ mod tests {
                     let gpu = plan.gpu.as_ref().unwrap();
                     prop_assert!(plan.memory.total() as u64 <= ram);
                     prop_assert!(gpu.total() <= vram && gpu.total() >= CONTEXT + gpu.layout.len() as u64);
+                    prop_assert!(gpu.tables >= tables(plan.memory.total() as u64));
                     let in_memory = |tile: &Tile| enclose(tile.span, request(0).align).len;
                     prop_assert!(bytes_in(&plan, Tier::Host, in_memory) <= plan.memory.host);
                     prop_assert_eq!(bytes_in(&plan, Tier::Device, device_bytes), gpu.tiles);
@@ -298,6 +359,37 @@ mod tests {
         let plan = Plan::new(&program(&[(1000, 512), (300, 700)]), &on_gpu(64 << 20, 64 << 20)).unwrap();
         assert_eq!((plan.copied_bytes(), plan.disk_bytes(), plan.gpu.as_ref().unwrap().ring), (0, 0, 0));
         assert_eq!(plan.seconds_per_pass(1.0, 1.0, 1e6), plan.pass_bytes() as f64 / 1e6);
+    }
+
+    #[test]
+    fn tables_are_those_of_memory_that_is_used() {
+        let program = program(&[(1000, 512), (300, 700)]);
+        let tables = |ram: u64, vram: u64| {
+            let plan = Plan::new(&program, &on_gpu(ram, vram)).unwrap();
+            (plan.memory.total() as u64 / 512, plan.gpu.unwrap().tables)
+        };
+        assert_eq!(tables(20 << 20, 1 << 30).1, 2 << 20);
+        // A budget of more than the model needs takes nothing from the GPU.
+        assert_eq!(tables(1 << 40, 1 << 30).1, 2 << 20);
+        // Keys and values that leave the GPU take some on it.
+        let mut many = program.clone();
+        many.kv = vec![program.kv[0]; 100];
+        let request = Request { context: 400_000, ..on_gpu(1 << 40, 300 << 20) };
+        let plan = Plan::new(&many, &request).unwrap();
+        let (locked, gpu) = (plan.memory.total() as u64, plan.gpu.unwrap());
+        assert!(
+            !gpu.layout.kv_resident && gpu.tables >= locked / 512 && gpu.tables < locked / 512 + (4 << 20),
+            "{locked}"
+        );
+        // Of a model that is much larger than the GPU no more stays in memory than the GPU can look up.
+        let huge = self::program(&[(1 << 20, 1 << 19)]);
+        let plan = Plan::new(&huge, &on_gpu(1 << 40, 64 << 20)).unwrap();
+        assert_eq!(plan.gpu.unwrap().tables, 8 << 20);
+        assert!(
+            plan.memory.total() <= 512 * (8 << 20) && plan.memory.total() > 511 * (8 << 20),
+            "{}",
+            plan.memory.total()
+        );
     }
 
     #[test]

@@ -6,9 +6,9 @@ use std::thread;
 use crate::child::{Job, Outcome};
 use crate::parent::{case, model, run};
 
-/// Seeds that `make test` tries; `make soak SEEDS=…` more.
-fn seeds() -> u64 {
-    std::env::var("SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(200)
+/// How many seeds `make soak SEEDS=…` tries, or else these.
+fn seeds(otherwise: u64) -> u64 {
+    std::env::var("SEEDS").map_or(otherwise, |seeds| seeds.parse().expect("SEEDS is a number"))
 }
 
 /// A prompt and its continuation, while another is answered beside it, at budgets where weights stream from memory and from
@@ -66,7 +66,7 @@ fn try_seeds(
 /// The driver checks every access for order, whatever is computed.
 #[test]
 fn no_order_of_events_is_a_misuse() {
-    try_seeds(&jobs(), 0..seeds(), &[("ARITHMETIC", "0")], |_, outcomes| {
+    try_seeds(&jobs(), 0..seeds(200), &[("ARITHMETIC", "0")], |_, outcomes| {
         let [memory, kv, disk, states, experts, ..] = outcomes else { panic!("five jobs and more") };
         assert!(memory.tiers[1] > 0, "nothing is streamed from memory: {:?}", memory.tiers);
         assert!(!kv.kv_on_gpu, "keys and values are on the GPU");
@@ -76,29 +76,57 @@ fn no_order_of_events_is_a_misuse() {
     });
 }
 
-/// The same of every golden case, and so of every family, step and form of weights.
-#[test]
-fn no_order_of_events_is_a_misuse_in_any_family() {
+/// Bytes for weights on the GPU and in memory.
+type Budget = (Option<usize>, Option<u64>);
+
+/// With hardly anything on the GPU and in memory.
+const TIGHT: Budget = (Some(100_000), Some(0));
+
+/// A job for every golden case, and so for every family, step and form of weights.
+fn families((vram, ram): Budget) -> Vec<Job> {
     let names = std::fs::read_dir(case("")).unwrap().map(|entry| entry.unwrap().path());
     let mut models: Vec<_> = names.filter(|path| path.is_dir()).collect();
     models.sort();
-    let job = |model: &PathBuf| Job {
+    let job = |model: PathBuf| Job {
         model: model.to_str().unwrap().into(),
         prompts: vec![(1..12).collect(), vec![7, 8]],
         context: 24,
         sequences: 2,
         new_tokens: 3,
-        vram: Some(100_000),
-        ram: Some(0),
+        vram,
+        ram,
         ..Job::default()
     };
-    let jobs: Vec<_> = models.iter().map(job).collect();
-    try_seeds(&jobs, 0..seeds().div_ceil(25), &[("ARITHMETIC", "0")], |_, outcomes| {
+    models.into_iter().map(job).collect()
+}
+
+#[test]
+fn no_order_of_events_is_a_misuse_in_any_family() {
+    try_seeds(&families(TIGHT), 0..seeds(8), &[("ARITHMETIC", "0")], |_, outcomes| {
         // Some are so small that no budget leaves anything out.
         let streams = |outcome: &&Outcome| outcome.tiers[2] > 0 || outcome.experts_read > 0;
         let streamed = outcomes.iter().filter(streams).count();
-        assert!(streamed * 4 > models.len() * 3, "{streamed} of {} models are streamed from disk", models.len());
+        assert!(streamed * 4 > outcomes.len() * 3, "{streamed} of {} models are streamed from disk", outcomes.len());
     });
+}
+
+/// Logits at every position, each budget in orders of its own.
+#[test]
+fn neither_order_nor_budget_changes_a_bit_in_any_family() {
+    let budgets = [TIGHT, (None, None), (Some(40_000), None), (Some(200_000), Some(100_000))];
+    let jobs =
+        |budget: Budget| families(budget).into_iter().map(|job| Job { new_tokens: 0, ..job }).collect::<Vec<_>>();
+    let (first, _) = run(&jobs(budgets[0]), &[("SEED", "0")]).done();
+    let each = seeds(8).div_ceil(budgets.len() as u64);
+    for (begin, budget) in (0..).step_by(each as usize).zip(budgets) {
+        let jobs = jobs(budget);
+        try_seeds(&jobs, begin..begin + each, &[], |seed, outcomes| {
+            for ((outcome, first), job) in outcomes.iter().zip(&first).zip(&jobs) {
+                let same = !first.logits.is_empty() && outcome.logits == first.logits;
+                assert!(same, "seed {seed} or its budget changes {}: {:?}", job.model, outcome.sizes);
+            }
+        });
+    }
 }
 
 #[test]
@@ -106,7 +134,7 @@ fn no_order_of_events_changes_a_bit() {
     let (first, _) = run(&jobs(), &[("SEED", "0")]).done();
     assert!(first[0].tokens == first[1].tokens, "budgets change tokens");
     assert!(first[5].logits == first[6].logits, "budgets change logits");
-    try_seeds(&jobs(), 1..seeds() / 8, &[], |seed, outcomes| {
+    try_seeds(&jobs(), 1..seeds(25), &[], |seed, outcomes| {
         for (outcome, first) in outcomes.iter().zip(&first) {
             assert!(outcome.tokens == first.tokens, "seed {seed} changes tokens");
             assert!(outcome.logits == first.logits, "seed {seed} changes logits");
@@ -118,7 +146,7 @@ fn no_order_of_events_changes_a_bit() {
 #[test]
 fn no_budget_changes_a_bit() {
     const KIB: usize = 1 << 10;
-    let budgets: [(_, Option<u64>); 7] = [
+    let budgets: [Budget; 7] = [
         (None, None),
         (Some(60 * KIB), Some(0)),
         (Some(100 * KIB), Some(64 << 10)),

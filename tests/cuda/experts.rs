@@ -42,9 +42,9 @@ fn a_token_reads_the_shared_weights_and_its_experts() {
     };
     let jobs = [
         // The least on either side, more in memory, more on the GPU, and all there. The driver has 1 MiB.
-        Job { exact_vram: Some(3 << 20), ram: Some(0), ..base.clone() },
-        Job { exact_vram: Some(3 << 20), ..base.clone() },
-        Job { exact_vram: Some(7 << 20), ram: Some(0), ..base.clone() },
+        Job { exact_vram: Some(5 << 20), ram: Some(0), ..base.clone() },
+        Job { exact_vram: Some(5 << 20), ..base.clone() },
+        Job { exact_vram: Some(9 << 20), ram: Some(0), ..base.clone() },
         Job { ram: Some(0), ..base },
     ];
     let (outcomes, _) = run(&jobs, &[("SEED", "5")]).done();

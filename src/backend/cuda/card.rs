@@ -309,7 +309,10 @@ impl Kernels {
                 functions.insert(*kernel, function.expect("every kernel is in its file"));
             }
         }
+        // For a stream's queue a driver takes memory, too, which the next one has again: a model has two.
+        let streams = [Stream::new(&gpu).map_err(failed)?, Stream::new(&gpu).map_err(failed)?];
         let taken = gpu.context_bytes().map_err(failed)?;
+        drop(streams);
         Ok(Kernels { functions, name, taken, gpu })
     }
 }

@@ -6,7 +6,7 @@
 //! | `VRAM` | bytes of memory of each card | 4 GiB |
 //! | `CONTEXT` | bytes that a context takes | a sixteenth of the memory, at most 256 MiB |
 //! | `TAKEN` | bytes that other programs have | 0 |
-//! | `TABLES` | one byte of the card goes to page tables for so many of page-locked memory | 0: none does |
+//! | `TABLES` | one byte of the card goes to page tables for so many of page-locked memory; 0: none does | 512: entries of 8 bytes for pages of 4 KiB |
 //! | `DEVICES` | number of cards | 1 |
 //! | `CC` | compute capability, such as `7.5` | `8.0` |
 //! | `DRIVER` | what `cuDriverGetVersion` says | 13000 |
@@ -89,7 +89,7 @@ impl Config {
             vram,
             context: number("CONTEXT", (vram / 16).min(256 << 20))?,
             taken: number("TAKEN", 0)?,
-            tables: number("TABLES", 0)?,
+            tables: number("TABLES", 512)?,
             devices: number("DEVICES", 1)? as usize,
             cc: parts.ok_or_else(|| format!("{PREFIX}CC={cc}: something like 8.0 is expected"))?,
             driver: number("DRIVER", 13_000)? as i32,
