@@ -49,7 +49,7 @@ pub struct Options {
     /// What computes.
     pub device: Device,
     /// The hard limit on memory of the GPU, in bytes, with all that the driver takes of it for this process. None: nine
-    /// tenths of what is free.
+    /// tenths of what is free; if that is too little, [`Device::Auto`] is the processor.
     pub vram: Option<u64>,
     /// What is told where the time goes: reads, copies and steps.
     pub recorder: Recorder,
@@ -105,12 +105,15 @@ impl Outline {
         if request.context == 0 {
             return Err(Error::Request("a context of 0 tokens holds nothing; give at least 1".into()));
         }
+        if let (Processor::Cpu { because: Some(because) }, Some(_)) = (&processor, options.vram) {
+            tracing::warn!("the processor computes, and takes none of a budget of GPU memory: {because}");
+        }
         let (plan, processor) = match processor.gpu(options.vram) {
             None => (Plan::new(&program, &request)?, processor),
             Some(gpu) => {
                 let on_gpu = Request { gpu: Some(gpu), scratch: 0, ..request };
                 match Plan::new(&program, &on_gpu) {
-                    Err(Error::Budget(because)) if options.device == Device::Auto => {
+                    Err(Error::Budget(because)) if options.device == Device::Auto && options.vram.is_none() => {
                         (Plan::new(&program, &request)?, Processor::Cpu { because: Some(because) })
                     }
                     plan => (plan?, processor),

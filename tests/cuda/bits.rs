@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::thread;
 
 use crate::child::{Job, Outcome};
+use crate::gpu::Budget;
 use crate::parent::{case, model, run};
 
 /// How many seeds `make soak SEEDS=…` tries, or else these.
@@ -75,9 +76,6 @@ fn no_order_of_events_is_a_misuse() {
         assert!(experts.experts_used > 0, "no experts are used");
     });
 }
-
-/// Bytes for weights on the GPU and in memory.
-type Budget = (Option<usize>, Option<u64>);
 
 /// With hardly anything on the GPU and in memory.
 const TIGHT: Budget = (Some(100_000), Some(0));

@@ -141,3 +141,20 @@ fn auto_takes_the_gpu_or_says_why_not() {
         }
     }
 }
+
+/// Whoever gives a budget of GPU memory wants a GPU: one that is too small is no reason for another device, and where there is no
+/// GPU, that is said.
+#[test]
+fn a_budget_is_not_silently_ignored() {
+    let small = Job { device: Some("auto".into()), exact_vram: Some(1 << 20), ..job() };
+    let (outcomes, _) = run(&[small], &[]).done();
+    assert!(outcomes[0].errors[0].contains("GPU memory is too small"), "{:?}", outcomes[0].errors);
+
+    let mut command = Command::new(env!("CARGO_BIN_EXE_layerstream"));
+    let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/demo");
+    command.args(["generate", demo, "--ids", "1,2,3", "--max-new-tokens", "1", "--vram", "4GiB", "--ram", "64MiB"]);
+    command.env("LD_LIBRARY_PATH", layerstream_cudasim::directory().unwrap()).env_remove("RUST_LOG");
+    let output = command.env("LAYERSTREAM_SIM_DEVICES", "0").output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && said.contains("the processor computes"), "{said}");
+}
