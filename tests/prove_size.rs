@@ -235,7 +235,7 @@ fn keep(rows: &[Value], table: &str) {
     fs::write(out.join("prove-size.json"), serde_json::to_string_pretty(&record).unwrap() + "\n").unwrap();
     let head = "# Models that do not fit, through a GPU of 4 GiB\n\n`make prove-size`, sparse checkpoints, one pass of one token \
                 on the simulated driver without arithmetic: memory and delivery are shown, not speed. VRAM is the driver's \
-                count, its context included. Host memory is the process' resident memory without the mappings that play the \
-                card's.";
+                count, its context and its page tables included. Host memory is the process' resident memory without the \
+                mappings that play the card's.";
     fs::write(out.join("prove-size.md"), format!("{head}\n\n{machine}\n\n{table}")).unwrap();
 }
