@@ -76,7 +76,7 @@ KERNEL(factors, FactorParams, 256) {
         uint32_t word = word_at(p, e);
         for (int i = 0; i < per_word; i++) {
             int row = element / across * per_word + i, code = word >> i * p.bits & (2 * middle - 1);
-            fill(p, row * across + element % across, code - middle); // of rows beyond the last one, nothing
+            fill(p, row * across + element % across, code - middle); // which leaves out rows beyond the last one
         }
         break;
     }

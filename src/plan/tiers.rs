@@ -11,7 +11,7 @@ use super::{
 };
 use crate::disk::align::enclose;
 use crate::error::{Error, Result};
-use crate::program::{ExpertLayer, Matrix, Program, Step};
+use crate::program::{ExpertLayer, Matrix, Program};
 
 /// A larger ring on the GPU does nothing: it covers the pause between two passes, at the speed of copies.
 const DEVICE_RING_TARGET: usize = 128 << 20;
@@ -135,13 +135,13 @@ impl Split {
             context: gpu.context,
             layout,
             kv_copied,
-            ram: 0,
+            ram: request.ram,
             memory,
             ring_floor,
             memory_ring_floor,
             expert_floors,
         };
-        split.ram = split.useful_ram(weights(program)).min(split.ram_for(gpu.vram)).min(request.ram);
+        split.ram = request.ram.min(split.useful_ram(weights(program))).min(split.ram_for(gpu.vram));
         split
     }
 
@@ -157,19 +157,24 @@ impl Split {
     fn ram_for(&self, vram: u64) -> u64 {
         let spare = vram.saturating_sub(self.context).saturating_sub(self.least_allocation());
         let tables = spare.min(vram / TABLES_SHARE) / PAGE as u64 * PAGE as u64;
-        tables.max(self::tables(self.ram_floor())).saturating_mul(LOCKED_PER_TABLE_BYTE)
+        tables.max(table_bytes(self.ram_floor())).saturating_mul(LOCKED_PER_TABLE_BYTE)
     }
 
     fn least_allocation(&self) -> u64 {
         (self.layout.len() + self.ring_floor + self.expert_floors[0]).next_multiple_of(PAGE) as u64
     }
 
+    /// What the driver takes where as little as works is page-locked.
+    fn driver_floor(&self) -> u64 {
+        self.context + table_bytes(self.ram_floor())
+    }
+
     fn vram_floor(&self) -> u64 {
-        (self.context + tables(self.ram_floor())).saturating_add(self.least_allocation())
+        self.driver_floor().saturating_add(self.least_allocation())
     }
 
     fn tables(&self) -> u64 {
-        tables(self.ram)
+        table_bytes(self.ram)
     }
 
     fn ram_floor(&self) -> u64 {
@@ -195,17 +200,13 @@ impl Split {
 }
 
 /// Bytes of page tables for so much page-locked memory. A driver takes memory for them in whole pages.
-fn tables(locked: u64) -> u64 {
+fn table_bytes(locked: u64) -> u64 {
     locked.div_ceil(LOCKED_PER_TABLE_BYTE).next_multiple_of(PAGE as u64)
 }
 
 /// Bytes of all weights that are streamed, with their factors.
 fn weights(program: &Program) -> u64 {
-    let products = program.steps.iter().filter_map(|step| match step {
-        Step::MatMul(product) => Some(&program.matrices[product.matrix.0]),
-        _ => None,
-    });
-    let shared: u64 = products.map(|matrix| matrix.bytes() + matrix.factor_bytes()).sum();
+    let shared: u64 = cut(program, usize::MAX).iter().map(|tile| tile.span.len).sum();
     shared + program.experts.iter().map(ExpertLayer::bytes).sum::<u64>()
 }
 
@@ -253,7 +254,7 @@ fn vram_too_small(request: &Request, gpu: &GpuRequest, smallest: &Split) -> Erro
         mib(smallest.vram_floor()),
         request.sequences,
         request.context,
-        mib(smallest.context + tables(smallest.ram_floor())),
+        mib(smallest.driver_floor()),
     ))
 }
 
@@ -291,7 +292,7 @@ mod tests {
                     let gpu = plan.gpu.as_ref().unwrap();
                     prop_assert!(plan.memory.total() as u64 <= ram);
                     prop_assert!(gpu.total() <= vram && gpu.total() >= CONTEXT + gpu.layout.len() as u64);
-                    prop_assert!(gpu.tables >= tables(plan.memory.total() as u64));
+                    prop_assert!(gpu.tables >= table_bytes(plan.memory.total() as u64));
                     let in_memory = |tile: &Tile| enclose(tile.span, request(0).align).len;
                     prop_assert!(bytes_in(&plan, Tier::Host, in_memory) <= plan.memory.host);
                     prop_assert_eq!(bytes_in(&plan, Tier::Device, device_bytes), gpu.tiles);

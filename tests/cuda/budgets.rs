@@ -26,7 +26,7 @@ fn the_card_never_has_more_of_us_than_the_budget() {
     }
 }
 
-/// What the driver takes beside what is allocated is known only afterwards: it is measured, and told where it is too much.
+/// What the driver takes beside what the plan counts is known only afterwards: it is measured, and told where it is too much.
 #[test]
 fn what_the_driver_has_taken_is_measured_and_told() {
     let measured = |environment: &[(&str, &str)]| {
